@@ -1,0 +1,146 @@
+"""Window attention, plain and shifted, on channels-last maps (TCM paper, section 3.2; Swin Transformer).
+
+Maps are (B, H, W, C) here. A transformer block cuts its map into windows once, works on windows throughout and joins
+them at the end, so that attention, layer norms and the MLP all see contiguous channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def split_windows(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, C) -> (B, windows, window², C), windows in raster order. H and W must be multiples of `window`."""
+    b, h, w, c = x.shape
+    x = x.view(b, h // window, window, w // window, window, c)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(b, (h // window) * (w // window), window * window, c)
+
+
+def join_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
+    """The inverse of `split_windows`: (B, windows, window², C) -> (B, height, width, C)."""
+    b, _, _, c = x.shape
+    x = x.view(b, height // window, width // window, window, window, c)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(b, height, width, c)
+
+
+def _relative_index(window: int) -> Tensor:
+    """Where the bias of each pair (i, j) of a window lies in the flattened (2w-1)² table: (w², w²), int64."""
+    position = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
+    offset = position[:, :, None] - position[:, None, :] + window - 1
+    return offset[0] * (2 * window - 1) + offset[1]
+
+
+def border_windows(rows: int, columns: int, window: int) -> tuple[Tensor, Tensor]:
+    """The windows of a shifted map that hold pixels from both sides of the roll, and which pairs they may not mix.
+
+    Returns:
+        The raster indexes of the last row and last column of windows, (n,), and for each a mask (n, w², w²) that is
+        True where row i and column j of the window come from different sides of the roll.
+    """
+    side = torch.arange(window) >= window - window // 2
+    lower = side[:, None].expand(window, window).reshape(-1)
+    right = side[None, :].expand(window, window).reshape(-1)
+    crosses_rows = lower[:, None] != lower[None, :]
+    crosses_columns = right[:, None] != right[None, :]
+    indexes, masks = [], []
+    for row in range(rows):
+        for column in range(columns):
+            last_row, last_column = row == rows - 1, column == columns - 1
+            if last_row or last_column:
+                indexes.append(row * columns + column)
+                masks.append((crosses_rows & last_row) | (crosses_columns & last_column))
+    return torch.tensor(indexes), torch.stack(masks)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a learned bias by relative position.
+
+    Bias and mask are folded into one additive mask for the fused kernel. Only the last row and the last column of a
+    shifted map need a mask, so those windows are computed once more with theirs: a few per cent of work, instead of
+    a mask for every window.
+    """
+
+    def __init__(self, dim: int, head_dim: int, window: int, *, shifted: bool) -> None:
+        super().__init__()
+        if dim % head_dim:
+            raise ValueError(f"attention of width {dim} cannot be cut into heads of {head_dim}")
+        self.dim, self.heads, self.head_dim, self.window, self.shifted = dim, dim // head_dim, head_dim, window, shifted
+        self.embedding_layer = nn.Linear(dim, 3 * dim)
+        self.relative_position_params = nn.Parameter(torch.zeros(self.heads, 2 * window - 1, 2 * window - 1))
+        self.linear = nn.Linear(dim, dim)
+        nn.init.trunc_normal_(self.relative_position_params, std=0.02)
+        self._index: dict[torch.device, Tensor] = {}
+        self._folded: dict[tuple[object, ...], tuple[Tensor, Tensor | None, Tensor | None]] = {}
+
+    def forward(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        """(B, rows·columns, w², C) -> the same shape."""
+        b, n, length, c = x.shape
+        bias, border, border_mask = self._masks(rows, columns)
+        qkv = self.embedding_layer(x).view(b, n, length, 3, self.heads, self.head_dim)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each (B, n, heads, w², head_dim)
+        out = self._attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias).view(b, n, length, c)
+        if border is not None and border_mask is not None:
+            parts = [t[:, border].flatten(0, 1) for t in (q, k, v)]
+            mask = border_mask.expand(b, *border_mask.shape).flatten(0, 1)
+            out = out.index_copy(1, border, self._attend(*parts, mask).view(b, -1, length, c))
+        return self.linear(out)  # type: ignore[no-any-return]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return out.transpose(1, 2).reshape(q.shape[0], -1, self.dim)
+
+    def bias(self) -> Tensor:
+        """The bias of every pair of a window: (heads, w², w²)."""
+        device = self.relative_position_params.device
+        if device not in self._index:
+            self._index[device] = _relative_index(self.window).to(device)
+        return self.relative_position_params.flatten(1)[:, self._index[device]]
+
+    def _masks(self, rows: int, columns: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Bias (1, heads, w², w²), border windows (n,), and their mask (n, heads, w², w²)."""
+        parameter = self.relative_position_params
+        if torch.is_grad_enabled() and parameter.requires_grad:
+            return self._fold(rows, columns)
+        key = (rows, columns, parameter.device, parameter.dtype, parameter.data_ptr(), parameter._version)
+        if key not in self._folded:
+            if len(self._folded) >= 8:  # shapes seen lately; a service sees few
+                self._folded.pop(next(iter(self._folded)))
+            self._folded[key] = self._fold(rows, columns)
+        return self._folded[key]
+
+    def _fold(self, rows: int, columns: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        bias = self.bias()
+        if not self.shifted:
+            return bias[None], None, None
+        border, crosses = border_windows(rows, columns, self.window)
+        mask = bias[None].masked_fill(crosses.to(bias.device)[:, None], float("-inf"))
+        return bias[None], border.to(bias.device), mask
+
+
+class TransformerBlock(nn.Module):
+    """x + msa(ln1 x), then x + mlp(ln2 x); the shifted kind works on the map rolled by half a window."""
+
+    def __init__(self, dim: int, head_dim: int, window: int, *, shifted: bool) -> None:
+        super().__init__()
+        self.window, self.shifted = window, shifted
+        self.ln1 = nn.LayerNorm(dim)
+        self.msa = WindowAttention(dim, head_dim, window, shifted=shifted)
+        self.ln2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape, in channels-last memory."""
+        _, _, height, width = x.shape
+        half = self.window // 2
+        x = x.permute(0, 2, 3, 1)
+        if self.shifted:
+            x = x.roll((-half, -half), (1, 2))
+        x = split_windows(x, self.window)
+        x = x + self.msa(self.ln1(x), height // self.window, width // self.window)
+        x = x + self.mlp(self.ln2(x))
+        x = join_windows(x, self.window, height, width)
+        if self.shifted:
+            x = x.roll((half, half), (1, 2))
+        return x.permute(0, 3, 1, 2)

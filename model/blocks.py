@@ -1,0 +1,68 @@
+"""The two blocks that TCM adds to CompressAI's layers: the mixed Transformer-CNN block and the slice attention."""
+
+from __future__ import annotations
+
+import torch
+from compressai.layers import AttentionBlock, ResidualBlock
+from torch import Tensor, nn
+
+from model.attention import TransformerBlock
+
+
+class MixedBlock(nn.Module):
+    """TCM block (paper, figure 4): one half of the channels through residual convolutions, the other through attention.
+
+    Args:
+        width: N, the channels of one half; the block takes and gives 2N.
+        head_dim: width of an attention head.
+        window: side of an attention window.
+        shifted: whether the windows are shifted by half their side.
+    """
+
+    def __init__(self, width: int, head_dim: int, window: int, *, shifted: bool) -> None:
+        super().__init__()
+        self.width = width
+        self.trans_block = TransformerBlock(width, head_dim, window, shifted=shifted)
+        self.conv1_1 = nn.Conv2d(2 * width, 2 * width, 1)
+        self.conv1_2 = nn.Conv2d(2 * width, 2 * width, 1)
+        self.conv_block = ResidualBlock(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 2N, H, W) -> the same shape; H and W multiples of the window."""
+        local, windowed = self.conv1_1(x).split(self.width, dim=1)
+        local = self.conv_block(local) + local
+        windowed = self.trans_block(windowed)
+        return x + self.conv1_2(torch.cat((local, windowed), dim=1))  # type: ignore[no-any-return]
+
+
+class _WindowPair(nn.Module):
+    """A plain transformer block, then a shifted one."""
+
+    def __init__(self, width: int, head_dim: int, window: int) -> None:
+        super().__init__()
+        self.block_1 = TransformerBlock(width, head_dim, window, shifted=False)
+        self.block_2 = TransformerBlock(width, head_dim, window, shifted=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.block_1(x))  # type: ignore[no-any-return]
+
+
+class SliceAttention(AttentionBlock):  # type: ignore[misc]
+    """SWAtten (paper, figure 5): attention over the support of one slice.
+
+    Args:
+        channels: channels in and out: those of the latent and of the slices decoded so far.
+        width: channels inside.
+    """
+
+    def __init__(self, channels: int, width: int, head_dim: int, window: int) -> None:
+        super().__init__(width)
+        self.non_local_block = _WindowPair(width, head_dim, window)
+        self.in_conv = nn.Conv2d(channels, width, 1)
+        self.out_conv = nn.Conv2d(width, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, h, w) -> the same shape; h and w multiples of the window."""
+        x = self.in_conv(x)
+        gate = torch.sigmoid(self.conv_b(self.non_local_block(x)))
+        return self.out_conv(self.conv_a(x) * gate + x)  # type: ignore[no-any-return]

@@ -1,0 +1,266 @@
+"""Symbols and the indexes of their tables <-> bytes: static rANS, compiled, outside the GIL, bounds checked.
+
+A stream is a 48-bit state and 16-bit words. The state starts not at a constant but at 2³² + CRC-32C of the stream's
+symbols, so after the last symbol the reader holds the writer's checksum: no byte is spent on it, and a single wrong
+symbol or table index shows. Large images are cut into several streams, so that several cores decode one image.
+
+Encoding runs backwards (rANS is last in, first out); decoding runs forwards and can be fed slice by slice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import google_crc32c
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from model.tables import PRECISION, TOTAL, Tables
+
+LOWER = 1 << 32
+"""States lie in [2³², 2⁴⁸) between symbols."""
+SYMBOL_LIMIT = 1 << 30
+SYMBOLS_PER_STREAM = 1 << 17
+MAX_STREAMS = 64
+_STATE_WORDS = 3
+_LUT_BITS = 8  # the first eight bits of a slot say where the search in a table starts
+_OUT_OF_WORDS, _BAD_ESCAPE = -1, -2
+
+_T = TypeVar("_T")
+_N = TypeVar("_N", np.int16, np.int32)
+
+
+class SymbolMismatch(Exception):
+    """The stream and the tables do not belong together: it ran out, was not used up, or its checksum differs."""
+
+
+def stream_count(symbols: int) -> int:
+    """Into how many streams so many symbols are cut; part of the format, so that it need not be written."""
+    return max(1, min(MAX_STREAMS, symbols // SYMBOLS_PER_STREAM))
+
+
+def _chunk(values: NDArray[_N], k: int, streams: int) -> NDArray[_N]:
+    """The k-th of nearly equal runs."""
+    n = len(values)
+    return values[n * k // streams : n * (k + 1) // streams]
+
+
+@numba.njit("Tuple((int64, uint64))(int32[::1], int16[::1], int32[::1], int32[::1], int32[::1], uint64, uint16[::1])",
+            nogil=True, cache=True)  # fmt: skip
+def _encode(symbols, indexes, cdf, start, low, state, out):  # type: ignore[no-untyped-def]  # numba infers
+    """Write words backwards from the end of `out`; gives the place of the first word, or -1 when `out` is too short."""
+    place = len(out)
+    raw = np.empty(4, np.uint64)
+    bits = np.empty(4, np.uint64)
+    for i in range(len(symbols) - 1, -1, -1):
+        if place < 8:
+            return -1, state
+        table = indexes[i]
+        first = start[table]
+        escape = start[table + 1] - first - 2
+        interval = np.int64(symbols[i]) - low[table]
+        if interval < 0 or interval >= escape:
+            excess = np.uint64(-2 * interval - 1) if interval < 0 else np.uint64(2 * (interval - escape))
+            length = 0
+            while excess >> np.uint64(length):
+                length += 1
+            # in reading order: the bit length, then the bits below the leading one, low part first
+            raw[0], bits[0], count = np.uint64(length), np.uint64(5), 1
+            rest, left = excess, length - 1
+            while left > 0:
+                take = min(left, 16)
+                raw[count] = rest & np.uint64((1 << take) - 1)
+                bits[count] = np.uint64(take)
+                rest >>= np.uint64(take)
+                left -= take
+                count += 1
+            for j in range(count - 1, -1, -1):
+                shift = np.uint64(PRECISION) - bits[j]
+                if state >= np.uint64(1) << (np.uint64(32) + shift):
+                    place -= 1
+                    out[place] = np.uint16(state & np.uint64(0xFFFF))
+                    state >>= np.uint64(16)
+                state = ((state >> shift) << np.uint64(PRECISION)) | (raw[j] << shift) | (
+                    state & ((np.uint64(1) << shift) - np.uint64(1))
+                )
+            interval = np.int64(escape)
+        lower = np.uint64(cdf[first + interval])
+        frequency = np.uint64(cdf[first + interval + 1]) - lower
+        if state >= frequency << np.uint64(32):
+            place -= 1
+            out[place] = np.uint16(state & np.uint64(0xFFFF))
+            state >>= np.uint64(16)
+        quotient = state // frequency
+        state = (quotient << np.uint64(PRECISION)) + lower + (state - quotient * frequency)
+    return place, state
+
+
+@numba.njit("int64(uint16[::1], uint64[::1], int16[::1], int32[::1], int32[::1], int32[::1], int32[::1], int32[::1])",
+            nogil=True, cache=True)  # fmt: skip
+def _decode(words, registers, indexes, cdf, start, low, lut, out):  # type: ignore[no-untyped-def]  # numba infers
+    """Read `len(indexes)` symbols into `out`; `registers` holds state and place between calls. 0, or what went wrong."""
+    state, place = registers[0], np.int64(registers[1])
+    mask = np.uint64(TOTAL - 1)
+    for i in range(len(indexes)):
+        table = indexes[i]
+        first = start[table]
+        slot = np.int64(state & mask)
+        j = first + lut[(np.int64(table) << _LUT_BITS) + (slot >> (PRECISION - _LUT_BITS))]
+        while cdf[j + 1] <= slot:
+            j += 1
+        lower = cdf[j]
+        state = np.uint64(cdf[j + 1] - lower) * (state >> np.uint64(PRECISION)) + np.uint64(slot - lower)
+        if state < np.uint64(LOWER):
+            if place >= len(words):
+                return _OUT_OF_WORDS
+            state = (state << np.uint64(16)) | np.uint64(words[place])
+            place += 1
+        interval = np.int64(j - first)
+        escape = np.int64(start[table + 1] - first - 2)
+        if interval == escape:
+            excess, position, left, length = np.int64(0), np.int64(0), np.int64(5), np.int64(-1)
+            while left > 0:
+                take = min(left, np.int64(16))
+                shift = np.uint64(PRECISION - take)
+                value = np.int64((state & mask) >> shift)
+                state = ((state >> np.uint64(PRECISION)) << shift) | (
+                    state & ((np.uint64(1) << shift) - np.uint64(1))
+                )
+                if state < np.uint64(LOWER):
+                    if place >= len(words):
+                        return _OUT_OF_WORDS
+                    state = (state << np.uint64(16)) | np.uint64(words[place])
+                    place += 1
+                if length < 0:
+                    length, left = value, max(value - 1, np.int64(0))
+                else:
+                    excess |= value << position
+                    position += take
+                    left -= take
+            if length > 0:
+                excess |= np.int64(1) << (length - 1)
+            interval = -((excess + 1) >> 1) if excess & 1 else escape + (excess >> 1)
+            if interval + low[table] >= SYMBOL_LIMIT or interval + low[table] <= -SYMBOL_LIMIT:
+                return _BAD_ESCAPE
+        out[i] = np.int32(interval + low[table])
+    registers[0], registers[1] = state, np.uint64(place)
+    return 0
+
+
+class Coder:
+    """A set of tables, ready to encode and decode with.
+
+    Threads may share one: it holds no state of any stream.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        tables.check()
+        self.tables = tables
+        self._lut = _lookup(tables)
+
+    def encode(self, parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int16]]]) -> list[bytes]:
+        """Symbols and their table indexes, part by part in reading order -> the bytes of each stream.
+
+        Raises:
+            ValueError: a symbol beyond ±2³⁰.
+        """
+        streams = stream_count(sum(len(symbols) for symbols, _ in parts))
+
+        def one(k: int) -> bytes:
+            symbols = np.concatenate([_chunk(s, k, streams) for s, _ in parts])
+            indexes = np.concatenate([_chunk(t, k, streams) for _, t in parts])
+            return self._encode_stream(symbols, indexes)
+
+        return _each(one, streams)
+
+    def _encode_stream(self, symbols: NDArray[np.int32], indexes: NDArray[np.int16]) -> bytes:
+        if len(symbols) and (symbols.max() >= SYMBOL_LIMIT or symbols.min() <= -SYMBOL_LIMIT):
+            raise ValueError("a latent is too large to code: are these the weights of a trained model?")
+        t = self.tables
+        checksum = google_crc32c.value(symbols.astype("<i4", copy=False).tobytes())
+        for words_a_symbol in (1, 5):  # 16 bits a symbol is plenty; the worst escape takes five words
+            out = np.empty(words_a_symbol * len(symbols) + 64, np.uint16)
+            place, state = _encode(symbols, indexes, t.cdf, t.start, t.low, np.uint64(LOWER + checksum), out)
+            if place >= 0:
+                break
+        head = int(state).to_bytes(2 * _STATE_WORDS, "little")
+        return head + out[place:].astype("<u2", copy=False).tobytes()
+
+    def decoder(self, streams: Sequence[bytes | memoryview]) -> Decoder:
+        """A reader of these streams.
+
+        Raises:
+            SymbolMismatch: a stream is too short to be one.
+        """
+        return Decoder(self, streams)
+
+
+class Decoder:
+    """Reads symbols in the order in which they were encoded, given their indexes."""
+
+    def __init__(self, coder: Coder, streams: Sequence[bytes | memoryview]) -> None:
+        self._coder = coder
+        self._words: list[NDArray[np.uint16]] = []
+        self._registers: list[NDArray[np.uint64]] = []
+        self._checksums = [0] * len(streams)
+        for stream in streams:
+            if len(stream) < 2 * _STATE_WORDS or len(stream) % 2:
+                raise SymbolMismatch("a stream is too short")
+            state = int.from_bytes(stream[: 2 * _STATE_WORDS], "little")
+            if state < LOWER:
+                raise SymbolMismatch("a stream starts with a state that no writer makes")
+            self._words.append(np.frombuffer(stream, "<u2", offset=2 * _STATE_WORDS).astype(np.uint16))
+            self._registers.append(np.array([state, 0], np.uint64))
+
+    def read(self, indexes: NDArray[np.int16]) -> NDArray[np.int32]:
+        """The next `len(indexes)` symbols.
+
+        Raises:
+            SymbolMismatch: the streams end before that.
+        """
+        symbols = np.empty(len(indexes), np.int32)
+        streams = len(self._words)
+        t, lut = self._coder.tables, self._coder._lut
+
+        def one(k: int) -> int:
+            out = _chunk(symbols, k, streams)
+            index = _chunk(indexes, k, streams)
+            status = _decode(self._words[k], self._registers[k], index, t.cdf, t.start, t.low, lut, out)
+            self._checksums[k] = google_crc32c.extend(self._checksums[k], out.astype("<i4", copy=False).tobytes())
+            return int(status)
+
+        if any(_each(one, streams)):
+            raise SymbolMismatch("a stream ended before its symbols did")
+        return symbols
+
+    def finish(self) -> None:
+        """Check that everything was read and that the symbols are the writer's.
+
+        Raises:
+            SymbolMismatch: they are not.
+        """
+        for words, (state, place), checksum in zip(self._words, self._registers, self._checksums, strict=True):
+            if int(place) != len(words) or int(state) != LOWER + checksum:
+                raise SymbolMismatch("the symbols are not those that were written")
+
+
+def _lookup(tables: Tables) -> NDArray[np.int32]:
+    """For each alphabet and each leading byte of a slot, the interval that holds the byte's first slot."""
+    heads = np.arange(1 << _LUT_BITS) << (PRECISION - _LUT_BITS)
+    rows = [
+        np.searchsorted(tables.cdf[a:b], heads, side="right") - 1
+        for a, b in zip(tables.start[:-1], tables.start[1:], strict=True)
+    ]
+    return np.concatenate(rows).astype(np.int32)
+
+
+_threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="entropy")
+
+
+def _each(work: Callable[[int], _T], count: int) -> list[_T]:
+    """work(0) … work(count - 1), on several threads where there are several."""
+    return [work(0)] if count == 1 else list(_threads.map(work, range(count)))

@@ -1,0 +1,182 @@
+"""The TCM network (Liu, Sun, Katto, CVPR 2023), with the parameter names and shapes of the published checkpoints.
+
+    x ── g_a ──> y ── h_a ──> z ──> ẑ ── latents.code_slices ──> ŷ ── g_s ──> x̂
+
+Windows must tile every map, so an image is padded at its right and bottom edge, by repeating that edge, to a multiple
+of `config.alignment` (128) pixels. Any size works; the published code crashes at 128 pixels and below because it pads
+an 8-wide map to 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from compressai.layers import ResidualBlockUpsample, ResidualBlockWithStride, conv3x3, subpel_conv3x3
+from torch import Tensor, nn
+
+from model.blocks import MixedBlock, SliceAttention
+from model.config import TCMConfig
+from model.latents import code_slices, round_through
+
+
+@dataclass(frozen=True)
+class TCMOutput:
+    """What a forward pass gives; also readable like CompressAI's dicts (`out["likelihoods"]["y"]`).
+
+    Attributes:
+        x_hat: reconstruction (B, 3, H, W), not clamped.
+        likelihoods: of y (B, M, h, w) and z (B, hyper_channels, h/4, w/4), h and w a sixteenth of the padded sides.
+        means: μ of each element of y.
+        scales: σ of each element of y, before the lower bound of the scale table.
+        y: the latent before rounding.
+    """
+
+    x_hat: Tensor
+    likelihoods: dict[str, Tensor]
+    means: Tensor
+    scales: Tensor
+    y: Tensor
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.__dataclass_fields__:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dataclass_fields__)
+
+    def keys(self) -> list[str]:
+        """So that `dict(out)` works."""
+        return list(self.__dataclass_fields__)
+
+
+def pad_to(x: Tensor, alignment: int) -> Tensor:
+    """Pad (B, C, H, W) at the right and bottom, repeating the edge, to multiples of `alignment`."""
+    height, width = x.shape[-2:]
+    below, right = -height % alignment, -width % alignment
+    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
+
+
+def _slice_transform(channels: int, widths: tuple[int, int], out: int) -> nn.Sequential:
+    inner, narrow = widths
+    return nn.Sequential(conv3x3(channels, inner), nn.GELU(), conv3x3(inner, narrow), nn.GELU(), conv3x3(narrow, out))
+
+
+class TCM(nn.Module):
+    """Mixed Transformer-CNN image compression network.
+
+    Args:
+        N: width of one half of a mixed block, for the published networks; or give `config`.
+        config: every width.
+    """
+
+    def __init__(self, N: int = 64, *, config: TCMConfig | None = None) -> None:
+        super().__init__()
+        c = self.config = config or TCMConfig(N=N)
+        n2, depth = 2 * c.N, c.depth
+
+        def mixed(head_dim: int, window: int) -> list[nn.Module]:
+            return [MixedBlock(c.N, head_dim, window, shifted=i % 2 == 1) for i in range(depth)]
+
+        def hyper_synthesis() -> nn.Sequential:
+            return nn.Sequential(
+                ResidualBlockUpsample(c.hyper_channels, n2, 2),
+                *mixed(c.hyper_head_dim, c.hyper_window),
+                subpel_conv3x3(n2, c.M, 2),
+            )
+
+        self.g_a = nn.Sequential(
+            ResidualBlockWithStride(3, n2, 2),
+            *mixed(c.head_dim[0], c.window),
+            ResidualBlockWithStride(n2, n2, 2),
+            *mixed(c.head_dim[1], c.window),
+            ResidualBlockWithStride(n2, n2, 2),
+            *mixed(c.head_dim[2], c.window),
+            conv3x3(n2, c.M, stride=2),
+        )
+        self.g_s = nn.Sequential(
+            ResidualBlockUpsample(c.M, n2, 2),
+            *mixed(c.head_dim[3], c.window),
+            ResidualBlockUpsample(n2, n2, 2),
+            *mixed(c.head_dim[4], c.window),
+            ResidualBlockUpsample(n2, n2, 2),
+            *mixed(c.head_dim[5], c.window),
+            subpel_conv3x3(n2, 3, 2),
+        )
+        self.h_a = nn.Sequential(
+            ResidualBlockWithStride(c.M, n2, 2),
+            *mixed(c.hyper_head_dim, c.hyper_window),
+            conv3x3(n2, c.hyper_channels, stride=2),
+        )
+        self.h_mean_s = hyper_synthesis()
+        self.h_scale_s = hyper_synthesis()
+
+        supports = [c.M + c.slice_channels * c.support(i) for i in range(c.slices)]
+
+        def attentions() -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.Sequential(SliceAttention(s, c.attention_width, c.attention_head_dim, c.window)) for s in supports
+            )
+
+        def transforms(extra: int = 0) -> nn.ModuleList:
+            return nn.ModuleList(_slice_transform(s + extra, c.slice_widths, c.slice_channels) for s in supports)
+
+        self.atten_mean = attentions()
+        self.atten_scale = attentions()
+        self.cc_mean_transforms = transforms()
+        self.cc_scale_transforms = transforms()
+        self.lrp_transforms = transforms(extra=c.slice_channels)
+        self.entropy_bottleneck = EntropyBottleneck(c.hyper_channels)
+        self.gaussian_conditional = GaussianConditional(None)
+
+    def forward(self, x: Tensor) -> TCMOutput:
+        """Estimate rate and reconstruction of images (B, 3, H, W) in [0, 1], any H and W.
+
+        In training mode the likelihoods are those of the latents with uniform noise; otherwise of the rounded ones.
+        """
+        height, width = x.shape[-2:]
+        y = self.g_a(pad_to(x, self.config.alignment))
+        z = self.h_a(y)
+        _, z_likelihoods = self.entropy_bottleneck(z)
+        medians = self.medians()
+        z_hat = round_through(z - medians) + medians
+
+        y_slices = y.chunk(self.config.slices, dim=1)
+        likelihoods: list[Tensor] = []
+
+        def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
+            likelihoods.append(self.gaussian_conditional(y_slices[i], scale, mean)[1])
+            return round_through(y_slices[i] - mean) + mean
+
+        latents = code_slices(self, z_hat, code)
+        return TCMOutput(
+            x_hat=self.g_s(latents.y_hat)[..., :height, :width],
+            likelihoods={"y": torch.cat(likelihoods, dim=1), "z": z_likelihoods},
+            means=latents.means,
+            scales=latents.scales,
+            y=y,
+        )
+
+    def medians(self) -> Tensor:
+        """The medians of z by channel, (1, hyper_channels, 1, 1)."""
+        return self.entropy_bottleneck.quantiles[:, 0, 1].detach().view(1, -1, 1, 1)  # type: ignore[no-any-return]
+
+    def aux_loss(self) -> Tensor:
+        """The loss of the entropy bottleneck's quantiles, for an optimiser of its own."""
+        return self.entropy_bottleneck.loss()  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> TCM:
+        """The network that these weights belong to, every width worked out from their shapes.
+
+        Raises:
+            CheckpointMismatch: names or shapes are not those of a TCM.
+        """
+        from model.checkpoint import fill  # checkpoint builds on this module
+
+        return fill(state_dict)
