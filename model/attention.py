@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_GRADIENT_SHARE = 16  # one window in so many gives the relative bias its gradient in training
+
 
 def split_windows(x: Tensor, window: int) -> Tensor:
     """(B, H, W, C) -> (B, windows, window², C), windows in raster order. H and W must be multiples of `window`."""
@@ -54,6 +56,27 @@ def border_windows(rows: int, columns: int, window: int) -> tuple[Tensor, Tensor
     return torch.tensor(indexes), torch.stack(masks)
 
 
+def sampled_bias_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor) -> Tensor:
+    """Attention for training, whose mask gets an unbiased gradient from a random sixteenth of the windows.
+
+    No fused kernel gives the gradient of a mask, and the naive form that does keeps all scores in memory. Here the
+    fused kernel serves q, k and v, and a naive pass over a few windows adds nothing to the value and, times the inverse
+    of their share, the mask's gradient.
+
+    Args:
+        q: queries (windows, heads, w², head_dim); k and v alike.
+        attn_mask: what is added to the scores, (1 or windows, heads, w², w²).
+    """
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask.detach())
+    windows = q.shape[0]
+    count = -(-windows // _GRADIENT_SHARE)
+    chosen = torch.randint(windows, (count,), device=q.device)
+    mask = attn_mask if attn_mask.shape[0] == 1 else attn_mask[chosen]
+    scores = q[chosen].detach() @ k[chosen].detach().transpose(-2, -1) * q.shape[-1] ** -0.5
+    naive = (scores + mask.to(scores.dtype)).softmax(dim=-1) @ v[chosen].detach()
+    return out.index_add(0, chosen, ((naive - naive.detach()) * (windows / count)).to(out.dtype))
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learned bias by relative position.
 
@@ -88,8 +111,8 @@ class WindowAttention(nn.Module):
         return self.linear(out)  # type: ignore[no-any-return]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return out.transpose(1, 2).reshape(q.shape[0], -1, self.dim)
+        attend = sampled_bias_attention if mask.requires_grad else F.scaled_dot_product_attention
+        return attend(q, k, v, attn_mask=mask).transpose(1, 2).reshape(q.shape[0], -1, self.dim)
 
     def bias(self) -> Tensor:
         """The bias of every pair of a window: (heads, w², w²)."""

@@ -33,6 +33,7 @@ METRICS = ("mse", "ms-ssim")
 
 _OLD_BOTTLENECK = re.compile(r"^entropy_bottleneck\._(matrix|bias|factor)(\d+)$")
 _NEW_BOTTLENECK = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
+_TABLES = "tables.z."
 _STANDARD_NAME = re.compile(r"tcm-(?P<size>[a-z]+)-(?P<metric>mse|ms-ssim)-(?P<lmbda>\d+(\.\d+)?)")
 
 
@@ -118,11 +119,11 @@ def normalise(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_buffer(name: str) -> bool:
+    recomputed = ("_offset", "_quantized_cdf", "_cdf_length", "target")
     return (
-        name.startswith("gaussian_conditional.")
+        name.startswith(("gaussian_conditional.", _TABLES))
         or name.endswith((".pedestal", ".bound"))
-        or name.removeprefix("entropy_bottleneck.") in ("_offset", "_quantized_cdf", "_cdf_length", "target")
-        or name.startswith(_TABLES)
+        or name.removeprefix("entropy_bottleneck.") in recomputed
     )
 
 
@@ -150,9 +151,6 @@ def fill(state_dict: Mapping[str, Tensor]) -> TCM:
         raise CheckpointMismatch(f"weights that are not finite numbers: {', '.join(broken[:12])}")
     net.load_state_dict({name: value.float() for name, value in given.items()}, strict=False)
     return net.eval()
-
-
-_TABLES = "tables.z."
 
 
 def save(net: TCM, path: Path, *, name: str, lmbda: float, metric: str, half: bool = False) -> ModelInfo:
@@ -197,14 +195,15 @@ def save(net: TCM, path: Path, *, name: str, lmbda: float, metric: str, half: bo
         "fingerprint": info.fingerprint,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name_of_part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
+    unfinished = Path(name_of_part)
     try:
-        save_file(stored, temporary, metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        save_file(stored, unfinished, metadata)
+        unfinished.chmod(0o644)
+        unfinished.replace(path)
     except BaseException:
-        os.unlink(temporary)
+        unfinished.unlink()
         raise
     return info
 

@@ -125,14 +125,14 @@ class TCMConfig:
             attention = "atten_mean.0.0.non_local_block.block_1"
             width = shape(f"{attention}.ln1.weight")[0]
             slices = count(r"cc_mean_transforms\.(\d+)\.")
-            m = shape("h_mean_s.%d.0.weight" % (depth + 1))[0] // 4
+            m = shape(f"h_mean_s.{depth + 1}.0.weight")[0] // 4
             last_support = shape(f"cc_mean_transforms.{slices - 1}.0.weight")[1] - m
             # as in the published five slices, where nothing is cut: what is never reached counts as unbounded
             reached = last_support // max(m // max(slices, 1), 1)
             return cls(
                 N=n,
                 M=m,
-                hyper_channels=shape("h_a.%d.weight" % (depth + 1))[0],
+                hyper_channels=shape(f"h_a.{depth + 1}.weight")[0],
                 head_dim=tuple(head_dim(prefix, n) for prefix in first),  # type: ignore[arg-type]
                 hyper_head_dim=head_dim("h_a.1.trans_block", n),
                 slices=slices,
@@ -150,7 +150,13 @@ class TCMConfig:
 
 SIZES: dict[str, TCMConfig] = {
     "xs": TCMConfig(
-        N=32, M=128, hyper_channels=96, head_dim=(16,) * 6, hyper_head_dim=16, slices=4, slice_widths=(96, 64),
+        N=32,
+        M=128,
+        hyper_channels=96,
+        head_dim=(16,) * 6,
+        hyper_head_dim=16,
+        slices=4,
+        slice_widths=(96, 64),
         attention_width=64,
     ),
     "s": TCMConfig(N=64),

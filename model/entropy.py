@@ -27,6 +27,7 @@ SYMBOL_LIMIT = 1 << 30
 SYMBOLS_PER_STREAM = 1 << 17
 MAX_STREAMS = 64
 _STATE_WORDS = 3
+_LENGTH_BYTES = 4
 _LUT_BITS = 8  # the first eight bits of a slot say where the search in a table starts
 _OUT_OF_WORDS, _BAD_ESCAPE = -1, -2
 
@@ -84,8 +85,10 @@ def _encode(symbols, indexes, cdf, start, low, state, out):  # type: ignore[no-u
                     place -= 1
                     out[place] = np.uint16(state & np.uint64(0xFFFF))
                     state >>= np.uint64(16)
-                state = ((state >> shift) << np.uint64(PRECISION)) | (raw[j] << shift) | (
-                    state & ((np.uint64(1) << shift) - np.uint64(1))
+                state = (
+                    ((state >> shift) << np.uint64(PRECISION))
+                    | (raw[j] << shift)
+                    | (state & ((np.uint64(1) << shift) - np.uint64(1)))
                 )
             interval = np.int64(escape)
         lower = np.uint64(cdf[first + interval])
@@ -102,7 +105,7 @@ def _encode(symbols, indexes, cdf, start, low, state, out):  # type: ignore[no-u
 @numba.njit("int64(uint16[::1], uint64[::1], int16[::1], int32[::1], int32[::1], int32[::1], int32[::1], int32[::1])",
             nogil=True, cache=True)  # fmt: skip
 def _decode(words, registers, indexes, cdf, start, low, lut, out):  # type: ignore[no-untyped-def]  # numba infers
-    """Read `len(indexes)` symbols into `out`; `registers` holds state and place between calls. 0, or what went wrong."""
+    """Read `len(indexes)` symbols into `out`; `registers` keeps state and place between calls. 0, or what is wrong."""
     state, place = registers[0], np.int64(registers[1])
     mask = np.uint64(TOTAL - 1)
     for i in range(len(indexes)):
@@ -127,9 +130,7 @@ def _decode(words, registers, indexes, cdf, start, low, lut, out):  # type: igno
                 take = min(left, np.int64(16))
                 shift = np.uint64(PRECISION - take)
                 value = np.int64((state & mask) >> shift)
-                state = ((state >> np.uint64(PRECISION)) << shift) | (
-                    state & ((np.uint64(1) << shift) - np.uint64(1))
-                )
+                state = ((state >> np.uint64(PRECISION)) << shift) | (state & ((np.uint64(1) << shift) - np.uint64(1)))
                 if state < np.uint64(LOWER):
                     if place >= len(words):
                         return _OUT_OF_WORDS
@@ -162,8 +163,8 @@ class Coder:
         self.tables = tables
         self._lut = _lookup(tables)
 
-    def encode(self, parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int16]]]) -> list[bytes]:
-        """Symbols and their table indexes, part by part in reading order -> the bytes of each stream.
+    def encode(self, parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int16]]]) -> bytes:
+        """Symbols and their table indexes, part by part in reading order -> a payload.
 
         Raises:
             ValueError: a symbol beyond ±2³⁰.
@@ -175,7 +176,7 @@ class Coder:
             indexes = np.concatenate([_chunk(t, k, streams) for _, t in parts])
             return self._encode_stream(symbols, indexes)
 
-        return _each(one, streams)
+        return _join(_each(one, streams))
 
     def _encode_stream(self, symbols: NDArray[np.int32], indexes: NDArray[np.int16]) -> bytes:
         if len(symbols) and (symbols.max() >= SYMBOL_LIMIT or symbols.min() <= -SYMBOL_LIMIT):
@@ -190,19 +191,19 @@ class Coder:
         head = int(state).to_bytes(2 * _STATE_WORDS, "little")
         return head + out[place:].astype("<u2", copy=False).tobytes()
 
-    def decoder(self, streams: Sequence[bytes | memoryview]) -> Decoder:
-        """A reader of these streams.
+    def decoder(self, payload: bytes, symbols: int) -> Decoder:
+        """A reader of a payload of so many symbols.
 
         Raises:
-            SymbolMismatch: a stream is too short to be one.
+            SymbolMismatch: it is too short to be one.
         """
-        return Decoder(self, streams)
+        return Decoder(self, _split(payload, stream_count(symbols)))
 
 
 class Decoder:
     """Reads symbols in the order in which they were encoded, given their indexes."""
 
-    def __init__(self, coder: Coder, streams: Sequence[bytes | memoryview]) -> None:
+    def __init__(self, coder: Coder, streams: Sequence[memoryview]) -> None:
         self._coder = coder
         self._words: list[NDArray[np.uint16]] = []
         self._registers: list[NDArray[np.uint64]] = []
@@ -248,6 +249,24 @@ class Decoder:
                 raise SymbolMismatch("the symbols are not those that were written")
 
 
+def _join(streams: list[bytes]) -> bytes:
+    """Lengths of all streams but the last, four bytes each, then the streams."""
+    lengths = b"".join(len(stream).to_bytes(_LENGTH_BYTES, "little") for stream in streams[:-1])
+    return lengths + b"".join(streams)
+
+
+def _split(payload: bytes, count: int) -> list[memoryview]:
+    view, place = memoryview(payload), _LENGTH_BYTES * (count - 1)
+    if len(view) < place:
+        raise SymbolMismatch("the payload ends before its streams")
+    streams = []
+    for k in range(count - 1):
+        length = int.from_bytes(view[_LENGTH_BYTES * k : _LENGTH_BYTES * (k + 1)], "little")
+        streams.append(view[place : place + length])
+        place += length
+    return [*streams, view[place:]]
+
+
 def _lookup(tables: Tables) -> NDArray[np.int32]:
     """For each alphabet and each leading byte of a slot, the interval that holds the byte's first slot."""
     heads = np.arange(1 << _LUT_BITS) << (PRECISION - _LUT_BITS)
@@ -255,7 +274,8 @@ def _lookup(tables: Tables) -> NDArray[np.int32]:
         np.searchsorted(tables.cdf[a:b], heads, side="right") - 1
         for a, b in zip(tables.start[:-1], tables.start[1:], strict=True)
     ]
-    return np.concatenate(rows).astype(np.int32)
+    lookup: NDArray[np.int32] = np.concatenate(rows).astype(np.int32)
+    return lookup
 
 
 _threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="entropy")

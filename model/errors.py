@@ -85,6 +85,12 @@ class TooManyPixels(ModelError):
     code = "too-many-pixels"
 
 
+class OutputLimit(ModelError):
+    """An image that the wanted file format cannot hold."""
+
+    code = "output-limit"
+
+
 class DownloadFailed(ModelError):
     """Published weights that could not be fetched."""
 

@@ -98,7 +98,8 @@ def _assemble(alphabets: list[tuple[int, NDArray[np.int32]]]) -> Tables:
 
 def scale_table() -> NDArray[np.float64]:
     """The 64 scales exp(linspace(ln 0.11, ln 256, 64)) that σ is rounded up to (CompressAI's table)."""
-    return np.exp(np.linspace(math.log(SCALE_MIN), math.log(SCALE_MAX), SCALE_LEVELS))
+    scales: NDArray[np.float64] = np.exp(np.linspace(math.log(SCALE_MIN), math.log(SCALE_MAX), SCALE_LEVELS))
+    return scales
 
 
 def scale_boundaries() -> Tensor:

@@ -1,0 +1,50 @@
+"""`tcm`: encode, decode and look into .tcm files; list, import and fetch models. Others join by entry point.
+
+Exit codes: 0 done; 1 several different failures; 2 wrong use; 3 an image that cannot be read; 4 a bitstream that cannot
+be read; 5 a model that is not here or does not fit; 6 a file that cannot be opened or written; 7 out of memory or
+network.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+import typer
+
+from model.commands import coding, models
+
+# compressai scripts one function at import in a way that torch has deprecated; its users can do nothing about it
+warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+
+app = typer.Typer(
+    name="tcm",
+    help="Learned image compression with TCM (CVPR 2023).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog=(__doc__ or "").split("\n\n", 1)[-1].replace("\n", " "),
+)
+app.command()(coding.encode)
+app.command()(coding.decode)
+app.command()(coding.info)
+app.command()(models.models)
+app.command("import")(models.import_)
+app.command()(models.pull)
+
+
+def _join(name: str, command: Callable[..., Any]) -> None:
+    """Add a command from outside; one that takes nothing but the context parses its own options."""
+    bare = list(inspect.signature(command).parameters) == ["ctx"]
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True} if bare else {}
+    app.command(name, context_settings=settings, add_help_option=not bare)(command)
+
+
+def main() -> None:
+    """The `tcm` program."""
+    for point in entry_points(group="tcm.commands"):
+        _join(point.name, point.load())
+    app()

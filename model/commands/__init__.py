@@ -1,0 +1,1 @@
+"""The commands of `tcm`, one file a subject."""

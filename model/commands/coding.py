@@ -1,0 +1,195 @@
+"""`tcm encode`, `tcm decode`, `tcm info`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from model import errors
+from model.commands.common import Device, Json, MaxPixels, ModelDir, exit_code, one_line_errors, reason, stderr
+
+_Paths = Annotated[list[str], typer.Argument(metavar="IN… OUT", help="Files, then where to; - is standard in or out.")]
+
+
+def _targets(paths: list[str], suffix: str) -> list[tuple[str, str]]:
+    """(in, out) of each file: like `cp`, the last path is a file for one input and a folder for several."""
+    if len(paths) < 2:
+        raise typer.BadParameter("say where to: IN OUT, or IN… FOLDER")
+    *inputs, out = paths
+    if len(inputs) == 1 and not Path(out).is_dir():
+        return [(inputs[0], out)]
+    if not Path(out).is_dir():
+        raise typer.BadParameter(f"{out} is not a folder, and there are several files to put there")
+    if "-" in inputs:
+        raise typer.BadParameter("standard input has no name to give a file in a folder")
+    pairs = [(path, str(Path(out) / (Path(path).stem + suffix))) for path in inputs]
+    doubled = {target for _, target in pairs if [t for _, t in pairs].count(target) > 1}
+    if doubled:
+        raise typer.BadParameter(f"several inputs would become {', '.join(sorted(doubled))}")
+    return pairs
+
+
+def _read(path: str) -> bytes:
+    return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+
+
+def _write(path: str, data: bytes) -> None:
+    """All of it or nothing: an interrupted run leaves no half file."""
+    if path == "-":
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    part = Path(f"{path}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _each(pairs: list[tuple[str, str]], verb: str, work: Callable[[bytes, str], bytes]) -> None:
+    """Do every file, with a progress bar for several; failures are told one by one and do not stop the others."""
+    codes = set()
+    columns = (
+        TextColumn(verb),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[name]}"),
+    )
+    with Progress(*columns, console=stderr, disable=len(pairs) < 2 or not stderr.is_terminal) as progress:
+        task = progress.add_task(verb, total=len(pairs), name="")
+        for source, target in pairs:
+            progress.update(task, name=source)
+            try:
+                _write(target, work(_read(source), target))
+            except (errors.ModelError, OSError, ValueError) as error:
+                stderr.print(f"tcm: {source}: {reason(error)}", markup=False)
+                codes.add(exit_code(error))
+            progress.advance(task)
+    if codes:
+        raise typer.Exit(codes.pop() if len(codes) == 1 else 1)
+
+
+def encode(
+    paths: _Paths,
+    model: Annotated[str | None, typer.Option(help="A name from `tcm models`.", show_default=False)] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=6, help="1 (small) to 6 (fine): λ in rising order.", show_default=False)
+    ] = None,
+    metadata: Annotated[str, typer.Option(help="keep or strip ICC profile, EXIF and XMP.")] = "keep",
+    device: Device = "auto",
+    max_pixels: MaxPixels = 50_000_000,
+    model_dir: ModelDir = None,
+) -> None:
+    """Compress images to .tcm files."""
+    if model is not None and quality is not None:
+        raise typer.BadParameter("give --model or --quality, not both")
+    if metadata not in ("keep", "strip"):
+        raise typer.BadParameter("--metadata is keep or strip")
+    pairs = _targets(paths, ".tcm")
+    with one_line_errors():
+        from model.codec import Codec
+        from model.pixels import read_image
+        from model.zoo import Zoo
+
+        zoo = Zoo(model_dir)
+        entry = zoo.default(model)
+        codec = Codec.load(zoo.for_quality(quality, like=entry) if quality else entry, device)
+
+        def work(data: bytes, _: str) -> bytes:
+            return codec.encode_picture(read_image(data, max_pixels, keep_metadata=metadata == "keep"))
+
+        _each(pairs, "encode", work)
+
+
+def decode(
+    paths: _Paths,
+    file_format: Annotated[
+        str | None,
+        typer.Option("--format", help="png, webp, jpeg, avif or tiff; else by OUT's name.", show_default=False),
+    ] = None,
+    device: Device = "auto",
+    max_pixels: MaxPixels = 50_000_000,
+    model_dir: ModelDir = None,
+) -> None:
+    """Bring images back from .tcm files."""
+    pairs = _targets(paths, f".{file_format or 'png'}")
+    with one_line_errors():
+        from model.codec import Codec
+        from model.container import read_container
+        from model.pixels import write_image
+        from model.zoo import Zoo
+
+        zoo = Zoo(model_dir)
+        codecs: dict[str, Codec] = {}
+
+        def work(data: bytes, target: str) -> bytes:
+            container = read_container(data, max_pixels)
+            entry = zoo.by_fingerprint(container.fingerprint, container.model)
+            if entry.info.fingerprint not in codecs:
+                codecs[entry.info.fingerprint] = Codec.load(entry, device)
+            picture = codecs[entry.info.fingerprint].decode_container(container)
+            return write_image(picture, file_format or _format_of(target))
+
+        _each(pairs, "decode", work)
+
+
+def _format_of(target: str) -> str:
+    suffix = Path(target).suffix.lower().lstrip(".")
+    return {"": "png", "jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix)
+
+
+def info(
+    files: Annotated[list[str], typer.Argument(metavar="FILE…", help=".tcm files; - is standard input.")],
+    as_json: Json = False,
+) -> None:
+    """Say what a .tcm file holds and which weights it needs, without them."""
+    from model.container import MAX_SIDE, read_container
+
+    rows: list[dict[str, Any]] = []
+    codes = set()
+    for path in files:
+        try:
+            data = _read(path)
+            c = read_container(data, max_pixels=MAX_SIDE * MAX_SIDE)
+        except (errors.ModelError, OSError) as error:
+            stderr.print(f"tcm: {path}: {reason(error)}", markup=False)
+            codes.add(exit_code(error))
+            continue
+        rows.append(
+            {
+                "file": path,
+                "model": c.model,
+                "fingerprint": c.fingerprint,
+                "width": c.width,
+                "height": c.height,
+                "colour": ("grey" if c.grey else "rgb") + (" + alpha" if c.alpha is not None else ""),
+                "bytes": len(data),
+                "payload_bytes": len(c.payload),
+                "bits_per_pixel": round(8 * len(data) / c.pixels, 4),
+                "metadata": [name for name in ("icc", "exif", "xmp") if getattr(c, name) is not None],
+            }
+        )
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))  # noqa: T201 - this is the output
+    else:
+        for row in rows:
+            table = Table(show_header=False, box=None)
+            for key, value in row.items():
+                table.add_row(
+                    key.replace("_", " "), ", ".join(value) or "none" if isinstance(value, list) else str(value)
+                )
+            Console().print(table)
+    if codes:
+        raise typer.Exit(codes.pop() if len(codes) == 1 else 1)

@@ -1,0 +1,60 @@
+"""What every command shares: options, exit codes, and errors told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from model import errors
+
+EXIT_CODES: dict[type[Exception], int] = {
+    errors.UnsupportedImage: 3,
+    errors.CorruptImage: 3,
+    errors.TooManyPixels: 3,
+    errors.UnsupportedBitstream: 4,
+    errors.CorruptBitstream: 4,
+    errors.IncompatibleModel: 5,
+    errors.UnknownModel: 5,
+    errors.CheckpointMismatch: 5,
+    errors.CheckpointUnreadable: 5,
+    errors.OutputLimit: 6,
+    errors.OutOfMemory: 7,
+    errors.DownloadFailed: 7,
+    OSError: 6,
+    ValueError: 2,
+}
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Refuse larger images.")]
+ModelDir = Annotated[
+    Path | None, typer.Option(envvar="TCM_MODEL_DIR", help="Where imported models lie.", show_default=False)
+]
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code that an error means."""
+    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+def reason(error: Exception) -> str:
+    """The error in one line, with its stable name first."""
+    code = getattr(error, "code", None)
+    return f"{code}: {error}" if code else str(error)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user can mend is said in one line; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except (errors.ModelError, OSError, ValueError) as error:
+        stderr.print(f"tcm: {reason(error)}", markup=False)
+        raise typer.Exit(exit_code(error)) from None

@@ -1,0 +1,96 @@
+"""`tcm models`, `tcm import`, `tcm pull`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from model.commands.common import Json, ModelDir, one_line_errors, stderr
+
+
+def models(as_json: Json = False, model_dir: ModelDir = None) -> None:
+    """List the models that are installed here."""
+    from model.zoo import Zoo
+
+    zoo = Zoo(model_dir)
+    for problem in zoo.problems:
+        stderr.print(f"tcm: skipped {problem}", markup=False)
+    default = zoo.default().name if zoo.entries() else None
+    rows: list[dict[str, Any]] = [
+        {
+            "name": e.name,
+            "lambda": e.info.lmbda,
+            "metric": e.info.metric,
+            "quality": e.quality,
+            "N": e.info.config.N,
+            "parameters": e.info.parameters,
+            "bytes": e.size,
+            "fingerprint": e.info.fingerprint,
+            "embedded": e.embedded,
+            "default": e.name == default,
+            "path": str(e.path),
+        }
+        for e in zoo.entries()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))  # noqa: T201 - this is the output
+        return
+    table = Table(box=None)
+    for column in ("name", "λ", "metric", "quality", "N", "parameters", "MB", "weights", ""):
+        numeric = column in ("λ", "quality", "N", "parameters", "MB")
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["name"], f"{row['lambda']:g}", row["metric"], str(row["quality"] or "–"), str(row["N"]),
+            f"{row['parameters'] / 1e6:.1f} M", f"{row['bytes'] / 1e6:.1f}", row["fingerprint"],
+            "default" if row["default"] else "",
+        )  # fmt: skip
+    Console().print(table)
+
+
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A published .pth.tar, or any state dict of a TCM.")],
+    name: Annotated[str, typer.Option(help="What to call it, best like tcm-s-mse-0.013.")],
+    lmbda: Annotated[float | None, typer.Option(help="λ; from the name where it says so.", show_default=False)] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="mse or ms-ssim; from the name likewise.", show_default=False)
+    ] = None,
+    half: Annotated[bool, typer.Option(help="Store weights in half precision: half as large.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace a model of that name.")] = False,
+    model_dir: ModelDir = None,
+) -> None:
+    """Check a checkpoint and add it to the model directory. Nothing but tensors is ever read from it."""
+    with one_line_errors():
+        from model.checkpoint import fill, read_state_dict, save, standard_name
+        from model.zoo import default_model_dir
+
+        said = standard_name(name)
+        lmbda, metric = lmbda or (said[0] if said else None), metric or (said[1] if said else None)
+        if lmbda is None or metric is None:
+            raise typer.BadParameter(f"{name} does not say λ and metric; give --lmbda and --metric")
+        target = (model_dir or default_model_dir()) / f"{name}.safetensors"
+        if target.exists() and not force:
+            raise FileExistsError(f"{target} is there already; --force replaces it")
+        saved = save(fill(read_state_dict(checkpoint)), target, name=name, lmbda=lmbda, metric=metric, half=half)
+        stderr.print(
+            f"{saved.name}: {saved.parameters / 1e6:.1f} M parameters, N={saved.config.N}, λ={saved.lmbda:g}, "
+            f"weights {saved.fingerprint} -> {target}"
+        )
+
+
+def pull(
+    name: Annotated[str, typer.Argument(help="tcm-s-mse-0.0025 … tcm-s-mse-0.05 (N=64), tcm-l-mse-0.05 (N=128).")],
+    force: Annotated[bool, typer.Option(help="Replace a model of that name.")] = False,
+    model_dir: ModelDir = None,
+) -> None:
+    """Download one of the authors' checkpoints from their drive, and import it."""
+    with one_line_errors():
+        from model.pull import download
+
+        with download(name) as checkpoint:
+            import_(checkpoint, name=name, force=force, model_dir=model_dir)

@@ -1,0 +1,289 @@
+"""Image files <-> pixels, and what has to survive beside them: alpha, greyscale, ICC profile, EXIF, XMP.
+
+What goes in comes back with the same size, mode family (L, LA, RGB, RGBA) and metadata. Conversions, once and stated:
+EXIF orientation is applied to the pixels and taken out of the metadata; 16-bit samples are rounded to 8; palette and
+CMYK become RGB (CMYK through its profile, which is then dropped); of an animation the first frame is taken.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from model.container import DEFAULT_MAX_PIXELS, MAX_METADATA
+from model.errors import CorruptBitstream, CorruptImage, OutputLimit, TooManyPixels, UnsupportedImage
+
+Pixels = NDArray[np.uint8]
+
+INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
+"""What is read: formats with a memory-safe enough decoder in Pillow; none that starts another program (EPS)."""
+
+OUTPUT_FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG", "compress_level": 4},
+    "webp": {"format": "WEBP", "lossless": True, "exact": True, "quality": 50},
+    "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0, "optimize": True},
+    "avif": {"format": "AVIF", "quality": 90, "subsampling": "4:4:4"},
+    "tiff": {"format": "TIFF", "compression": "tiff_adobe_deflate"},
+}
+_ORIENTATION, _XMP = 274, 700
+# tags of a TIFF that lay out its pixels: part of the file, not of what it says about the photograph
+_TIFF_LAYOUT = {*range(254, 270), *range(273, 282), 284, 292, 293, 297, *range(301, 304), *range(317, 348),
+                *range(512, 522), *range(529, 533), _ORIENTATION, _XMP, 34377, 34675, 33723}  # fmt: skip
+_MAX_OUTPUT_SIDE = {"webp": 16383, "jpeg": 65535, "avif": 65535}
+
+Image.init()  # every plugin now, not in the middle of somebody's first request
+Image.MAX_IMAGE_PIXELS = None  # every reader here checks the header's size itself, before decoding
+
+
+@dataclass(frozen=True)
+class Picture:
+    """8-bit pixels and what came with them.
+
+    Attributes:
+        rgb: (H, W, 3). A greyscale picture has three equal channels.
+        grey: it came as greyscale and goes back as such.
+        alpha: (H, W), or None for an opaque picture.
+        icc: colour profile.
+        exif: EXIF block without orientation.
+        xmp: XMP packet.
+    """
+
+    rgb: Pixels
+    grey: bool = False
+    alpha: Pixels | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+
+    @property
+    def width(self) -> int:
+        """Pixels across."""
+        return int(self.rgb.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Pixels down."""
+        return int(self.rgb.shape[0])
+
+    def without_metadata(self) -> Picture:
+        """The same picture with ICC profile, EXIF and XMP left out."""
+        return replace(self, icc=None, exif=None, xmp=None)
+
+
+def read_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, *, keep_metadata: bool = True) -> Picture:
+    """Decode an image file.
+
+    Raises:
+        UnsupportedImage: not an image of a known format, or of a kind that cannot be coded.
+        CorruptImage: damaged or truncated.
+        TooManyPixels: its header promises more than `max_pixels`.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=INPUT_FORMATS)
+    except UnidentifiedImageError:
+        known = ", ".join(INPUT_FORMATS)
+        raise UnsupportedImage(f"not an image that can be read here; known are {known}") from None
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged headers
+        raise CorruptImage(f"its header cannot be read: {_reason(error)}") from None
+    _check_size(image, max_pixels)
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged data
+        raise CorruptImage(f"damaged or truncated {image.format}: {_reason(error)}") from None
+    _check_size(image, max_pixels)
+    return from_pil(image, keep_metadata=keep_metadata)
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise TooManyPixels(f"{width}x{height} = {width * height} pixels is over the limit of {max_pixels}")
+    if width < 1 or height < 1:
+        raise CorruptImage("it has no pixels")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text[:200]
+
+
+def from_pil(image: Image.Image, *, keep_metadata: bool = True) -> Picture:
+    """The picture in a PIL image of any mode.
+
+    Raises:
+        UnsupportedImage: samples are floating-point numbers, whose range nothing states.
+    """
+    image, exif, xmp = _upright(image)
+    icc = image.info.get("icc_profile")
+    image, converted = _to_eight_bits(image, icc)
+    samples = np.asarray(image)
+    grey, alpha = image.mode in ("L", "LA"), None
+    if image.mode in ("LA", "RGBA"):
+        alpha = np.ascontiguousarray(samples[..., -1])
+        samples = samples[..., :-1]
+    if grey:
+        samples = np.broadcast_to(samples.reshape(image.height, image.width, 1), (image.height, image.width, 3))
+    picture = Picture(np.array(samples), grey, alpha)  # a copy: torch wants memory that may be written
+    if not keep_metadata:
+        return picture
+    return replace(picture, icc=None if converted else _bounded(icc), exif=_bounded(exif), xmp=_bounded(xmp))
+
+
+def _bounded(block: bytes | str | None) -> bytes | None:
+    """Metadata as bytes; a block that is empty or absurdly large is left out."""
+    if isinstance(block, str):
+        block = block.encode()
+    return block if isinstance(block, bytes) and 0 < len(block) <= MAX_METADATA else None
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, bytes | None, bytes | str | None]:
+    """The image with its EXIF orientation applied, its EXIF without it, and its XMP."""
+    try:
+        tags = image.getexif()
+        turned = ImageOps.exif_transpose(image) if tags.get(_ORIENTATION, 1) != 1 else image
+        exif = turned.info.get("exif")
+        if image.format == "TIFF":
+            for tag in _TIFF_LAYOUT & set(tags):
+                del tags[tag]
+            exif = tags.tobytes() if len(tags) else None
+        return turned, exif, turned.info.get("xmp")
+    except Exception:  # noqa: BLE001 - broken EXIF says nothing of the pixels
+        return image, None, image.info.get("xmp")
+
+
+def _to_eight_bits(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bool]:
+    """The image as L, LA, RGB or RGBA, and whether its colours were converted, so that its profile no longer fits."""
+    mode = image.mode
+    transparent = "transparency" in image.info
+    if mode == "F":
+        raise UnsupportedImage("floating-point samples have no stated range: convert the image to 8 or 16 bits first")
+    if mode.startswith("I"):  # 16 bits, whatever Pillow calls it
+        samples = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8)), False
+    if mode == "CMYK":
+        return _from_cmyk(image, icc), True
+    if mode in ("P", "PA"):
+        return image.convert("RGBA" if transparent or mode == "PA" else "RGB"), False
+    if mode in ("1", "L"):
+        return image.convert("LA" if transparent else "L"), False
+    if mode == "RGB":
+        return (image.convert("RGBA") if transparent else image), False
+    if mode in ("LA", "RGBA"):
+        return image, False
+    if mode in ("La", "RGBa"):
+        return image.convert({"La": "LA", "RGBa": "RGBA"}[mode]), False
+    return image.convert("RGB"), mode in ("LAB", "HSV")
+
+
+def _from_cmyk(image: Image.Image, icc: bytes | None) -> Image.Image:
+    if icc:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            turned = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if turned is not None:
+                return turned
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass  # a broken profile: the plain conversion is what every viewer falls back to
+    return image.convert("RGB")
+
+
+def to_pil(picture: Picture) -> Image.Image:
+    """The picture as a PIL image in L, LA, RGB or RGBA; metadata lie in `info`, where Pillow looks for them."""
+    image = Image.fromarray(_mean_of_channels(picture.rgb) if picture.grey else picture.rgb)
+    if picture.alpha is not None:
+        image.putalpha(Image.fromarray(picture.alpha))
+    for key, block in (("icc_profile", picture.icc), ("exif", picture.exif), ("xmp", picture.xmp)):
+        if block is not None:
+            image.info[key] = block
+    return image
+
+
+def _mean_of_channels(rgb: Pixels) -> Pixels:
+    mean: Pixels = ((rgb.astype(np.uint16).sum(axis=2) + 1) // 3).astype(np.uint8)
+    return mean
+
+
+def write_image(picture: Picture, file_format: str) -> bytes:
+    """An image file: png, webp and tiff lossless, jpeg and avif at high quality.
+
+    JPEG has no alpha: the picture is laid on white.
+
+    Raises:
+        OutputLimit: the format is not known or cannot hold so large a picture.
+    """
+    if file_format not in OUTPUT_FORMATS:
+        raise OutputLimit(f"no output format {file_format!r}; known are {', '.join(OUTPUT_FORMATS)}")
+    side = max(picture.width, picture.height)
+    if side > _MAX_OUTPUT_SIDE.get(file_format, side):
+        raise OutputLimit(f"{file_format} holds sides up to {_MAX_OUTPUT_SIDE[file_format]}: ask for png or tiff")
+    image = to_pil(picture)
+    if file_format == "jpeg" and picture.alpha is not None:
+        ground = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(ground, image.convert("RGBA")).convert("L" if picture.grey else "RGB")
+    options = {**OUTPUT_FORMATS[file_format], **_metadata_options(picture, file_format)}
+    out = io.BytesIO()
+    try:
+        image.save(out, **options)
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError):
+        # metadata that this format's writer refuses must not cost the picture
+        out = io.BytesIO()
+        image.save(out, **OUTPUT_FORMATS[file_format], icc_profile=picture.icc)
+    return out.getvalue()
+
+
+def _metadata_options(picture: Picture, file_format: str) -> dict[str, Any]:
+    """Where each of Pillow's writers wants the profile, EXIF and XMP."""
+    longest = 65_500 if file_format == "jpeg" else MAX_METADATA  # a JPEG segment
+    exif, xmp = (
+        block if block is not None and len(block) <= longest else None for block in (picture.exif, picture.xmp)
+    )
+    options: dict[str, Any] = {"icc_profile": picture.icc}
+    if exif is not None:
+        options["exif"] = exif
+    if xmp is not None and file_format == "png":
+        text = options["pnginfo"] = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+    elif xmp is not None and file_format == "tiff":
+        tags = Image.Exif()
+        tags.load(exif or b"")
+        tags[_XMP] = xmp
+        options["exif"] = tags
+    elif xmp is not None:
+        options["xmp"] = xmp
+    return options
+
+
+def encode_alpha(alpha: Pixels) -> bytes:
+    """Lossless: one byte when the whole channel has one value, else a greyscale PNG."""
+    if alpha.min() == alpha.max():
+        return bytes([int(alpha.flat[0])])
+    out = io.BytesIO()
+    Image.fromarray(alpha).save(out, format="PNG", optimize=True)
+    return out.getvalue()
+
+
+def decode_alpha(data: bytes, width: int, height: int) -> Pixels:
+    """The inverse of `encode_alpha`: (height, width).
+
+    Raises:
+        CorruptBitstream: it is not such a channel of that size.
+    """
+    if len(data) == 1:
+        return np.full((height, width), data[0], np.uint8)
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        if image.size != (width, height) or image.mode != "L":
+            raise CorruptBitstream("its alpha channel has another size than its image")
+        return np.asarray(image).copy()
+    except CorruptBitstream:
+        raise
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged data
+        raise CorruptBitstream(f"its alpha channel cannot be read: {_reason(error)}") from None

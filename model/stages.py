@@ -1,0 +1,31 @@
+"""Where the time of one image goes, by stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stages(dict[str, float]):
+    """Seconds by stage, in the order of first use: `with stages("g_a"): …` adds to one.
+
+    A stage inside another counts for itself alone, so the stages add up to the whole.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inner = [0.0]  # seconds spent in stages inside the open ones, innermost last
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        self.setdefault(name, 0.0)
+        self._inner.append(0.0)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self[name] += elapsed - self._inner.pop()
+            self._inner[-1] += elapsed

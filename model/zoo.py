@@ -1,0 +1,135 @@
+"""The models that this installation knows: those embedded in the package, and those of the model directory."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from model.checkpoint import ModelInfo, read_info
+from model.errors import CheckpointUnreadable, IncompatibleModel, UnknownModel
+
+EMBEDDED_DIR = Path(__file__).parent / "weights"
+DEFAULT_MODEL = "tcm-xs-mse-0.013"
+LAMBDAS = {
+    "mse": (0.0025, 0.0035, 0.0067, 0.013, 0.025, 0.05),
+    "ms-ssim": (3.0, 5.0, 8.0, 16.0, 36.0, 64.0),
+}
+"""λ of quality 1 to 6, by metric (paper, section 4.1; the field's values for MS-SSIM)."""
+
+
+def default_model_dir() -> Path:
+    """`TCM_MODEL_DIR`, or the user's data directory."""
+    configured = os.environ.get("TCM_MODEL_DIR")
+    return Path(configured).expanduser() if configured else platformdirs.user_data_path("tcm") / "models"
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """One installed model.
+
+    Attributes:
+        name: what users call it.
+        path: its weights file.
+        info: what that file says of itself.
+        embedded: it came with the package.
+        size: bytes of the file.
+    """
+
+    name: str
+    path: Path
+    info: ModelInfo
+    embedded: bool
+    size: int
+
+    @property
+    def quality(self) -> int | None:
+        """1 to 6 where λ is one of the field's six, else None."""
+        for i, lmbda in enumerate(LAMBDAS[self.info.metric], start=1):
+            if math.isclose(lmbda, self.info.lmbda, rel_tol=1e-3):
+                return i
+        return None
+
+
+class Zoo:
+    """The installed models. A model in the model directory goes before an embedded one of the same name.
+
+    Args:
+        model_dir: where imported models lie; None for the default.
+    """
+
+    def __init__(self, model_dir: Path | None = None) -> None:
+        self.model_dir = model_dir or default_model_dir()
+        self.problems: list[str] = []  # files that look like weights and are not: skipped, but worth a warning
+        self._all: list[ZooEntry] = []
+        for folder, embedded in ((self.model_dir, False), (EMBEDDED_DIR, True)):
+            for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+                try:
+                    info = read_info(path)
+                except CheckpointUnreadable as error:
+                    self.problems.append(str(error))
+                    continue
+                self._all.append(ZooEntry(info.name, path, info, embedded, path.stat().st_size))
+        self._by_name: dict[str, ZooEntry] = {}
+        for entry in self._all:
+            self._by_name.setdefault(entry.name, entry)
+
+    def entries(self) -> list[ZooEntry]:
+        """Every model that can be named, by width, metric and rising λ."""
+        return sorted(self._by_name.values(), key=lambda e: (e.info.config.N, e.info.metric, e.info.lmbda, e.name))
+
+    def get(self, name: str) -> ZooEntry:
+        """The model of that name.
+
+        Raises:
+            UnknownModel: it is not installed.
+        """
+        if name not in self._by_name:
+            known = ", ".join(entry.name for entry in self.entries()) or "none"
+            raise UnknownModel(f"no model {name!r} here; installed are: {known}")
+        return self._by_name[name]
+
+    def default(self, name: str | None = None) -> ZooEntry:
+        """The model used where none is asked for: `name`, else the embedded one of the middle λ, else the middle one.
+
+        Raises:
+            UnknownModel: `name` is not installed, or no model is.
+        """
+        if name:
+            return self.get(name)
+        if DEFAULT_MODEL in self._by_name:
+            return self._by_name[DEFAULT_MODEL]
+        entries = self.entries()
+        if not entries:
+            raise UnknownModel("no model is installed; `tcm import` or `tcm pull` one")
+        return entries[len(entries) // 2]
+
+    def for_quality(self, quality: int, like: ZooEntry) -> ZooEntry:
+        """The model of `like`'s widths and metric whose λ is nearest to that of quality 1 to 6.
+
+        Raises:
+            ValueError: quality is not in 1..6.
+        """
+        if not 1 <= quality <= 6:
+            raise ValueError(f"quality is 1 to 6, not {quality}")
+        wanted = LAMBDAS[like.info.metric][quality - 1]
+        family = [e for e in self.entries() if (e.info.config, e.info.metric) == (like.info.config, like.info.metric)]
+        return min(family, key=lambda e: abs(math.log(e.info.lmbda / wanted)))
+
+    def by_fingerprint(self, fingerprint: str, name: str = "") -> ZooEntry:
+        """The model with exactly these weights, whatever it is called; `name` is what the file calls it.
+
+        Raises:
+            IncompatibleModel: the weights are not here; the message says which are needed.
+        """
+        for entry in self._all:
+            if entry.info.fingerprint == fingerprint:
+                return entry
+        here = self._by_name.get(name)
+        raise IncompatibleModel(
+            f"needs model {name or 'unnamed'!r} with weights {fingerprint}; "
+            + (f"the {name!r} here has weights {here.info.fingerprint}" if here else "it is not installed here")
+        )

@@ -1,0 +1,194 @@
+"""Published checkpoints load completely or not at all, and reading one never runs code."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model import Zoo
+from model.checkpoint import fill, load, read_info, read_state_dict, save, standard_name
+from model.errors import CheckpointMismatch, CheckpointUnreadable, IncompatibleModel, UnknownModel
+from model.network import TCM
+from tests.conftest import TINY, make_tiny
+
+_OLD = {"matrices": "_matrix", "biases": "_bias", "factors": "_factor"}
+
+
+def published_style(net: TCM, *, prefix: str = "", filled: bool = False) -> dict[str, torch.Tensor]:
+    """The state dict as the authors' code saves it: the entropy bottleneck under its old names."""
+    if filled:
+        net.entropy_bottleneck.update(force=True)
+        net.gaussian_conditional.update_scale_table(torch.linspace(0.11, 256, 64), force=True)
+    return {
+        prefix + re.sub(r"\.(matrices|biases|factors)\.(\d)", lambda m: f".{_OLD[m[1]]}{m[2]}", name): value
+        for name, value in net.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("filled", [False, True])
+def test_published_files_load_completely(tmp_path, prefix, filled):
+    net = make_tiny(2)
+    torch.nn.init.normal_(net.entropy_bottleneck.matrices[1])  # a trained prior differs from a fresh one
+    path = tmp_path / "checkpoint.pth.tar"
+    torch.save({"epoch": 49, "loss": 0.7, "state_dict": published_style(net, prefix=prefix, filled=filled)}, path)
+    again = fill(read_state_dict(path))
+    for (name, a), (_, b) in zip(net.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    x = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        assert torch.equal(net(x).likelihoods["z"], again(x).likelihoods["z"])
+
+
+@pytest.mark.parametrize("lost", ["entropy_bottleneck._matrix0", "entropy_bottleneck._bias3", "g_s.9.0.weight"])
+def test_a_lost_parameter_is_never_replaced_by_a_random_one(tmp_path, lost):
+    """Released weights read leniently gave a user 25 dB at 1.3 bpp: the prior kept its initial values."""
+    state = published_style(make_tiny())
+    del state[lost]
+    path = tmp_path / "checkpoint.pth.tar"
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(CheckpointMismatch) as caught:
+        fill(read_state_dict(path))
+    assert len(caught.value.missing) == 1
+
+
+def test_everything_that_does_not_fit_is_listed():
+    state = dict(make_tiny().state_dict())
+    state["surplus.weight"] = torch.zeros(1)
+    state["g_a.1.conv1_1.bias"] = torch.zeros(3)
+    del state["lrp_transforms.2.4.bias"]
+    with pytest.raises(CheckpointMismatch) as caught:
+        fill(state)
+    assert caught.value.missing == ["lrp_transforms.2.4.bias"]
+    assert caught.value.unexpected == ["surplus.weight"]
+    assert caught.value.shapes == ["g_a.1.conv1_1.bias (3,) instead of (16,)"]
+    for name in ("lrp_transforms.2.4.bias", "surplus.weight", "g_a.1.conv1_1.bias"):
+        assert name in str(caught.value)
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    state = dict(make_tiny().state_dict())
+    state["h_a.3.bias"] = torch.full_like(state["h_a.3.bias"], float("nan"))
+    with pytest.raises(CheckpointMismatch, match=r"h_a\.3\.bias"):
+        fill(state)
+
+
+class _Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"x": _Bomb()}}, "evil.pth.tar")
+    with pytest.raises(CheckpointUnreadable, match="nothing but tensors is read"):
+        read_state_dict(Path("evil.pth.tar"))
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04broken"])
+@pytest.mark.parametrize("suffix", [".pth.tar", ".safetensors"])
+def test_damaged_files_are_named(tmp_path, content, suffix):
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointUnreadable, match="damaged"):
+        read_state_dict(path)
+    with pytest.raises(CheckpointUnreadable, match="no such file"):
+        read_state_dict(tmp_path / f"absent{suffix}")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, {"state_dict": {"a": 1}}, {}])
+def test_files_without_a_state_dict_are_named(tmp_path, content):
+    path = tmp_path / "x.pth"
+    torch.save(content, path)
+    with pytest.raises(CheckpointUnreadable):
+        read_state_dict(path)
+
+
+# ---- our own files
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_saved_model_says_what_it_is(tmp_path, half):
+    net = make_tiny()
+    path = tmp_path / "a.safetensors"
+    saved = save(net, path, name="tcm-tiny-mse-0.01", lmbda=0.01, metric="mse", half=half)
+    weights = load(path)
+    assert weights.info == saved == read_info(path)
+    assert weights.info.config == TINY
+    assert weights.info.parameters == sum(p.numel() for p in net.parameters())
+    exact = dict(net.named_parameters())
+    for name, value in weights.net.named_parameters():
+        torch.testing.assert_close(value, exact[name], rtol=1e-3 if half else 0, atol=1e-4 if half else 0)
+    again = save(weights.net, tmp_path / "b.safetensors", name="other", lmbda=1, metric="mse", half=half)
+    assert again.fingerprint == saved.fingerprint  # the weights, whatever they are called
+
+
+def test_altered_weights_are_refused(tmp_path, tiny_file):
+    tensors = load_file(tiny_file)
+    tensors["g_a.1.conv1_1.bias"] = tensors["g_a.1.conv1_1.bias"] + 1e-3
+    path = tmp_path / "altered.safetensors"
+    info = read_info(tiny_file)
+    metadata = {"name": info.name, "lmbda": "0.01", "metric": "mse", "config": info.config.to_json(),
+                "parameters": str(info.parameters), "fingerprint": info.fingerprint}  # fmt: skip
+    save_file(tensors, path, metadata)
+    with pytest.raises(CheckpointUnreadable, match="fingerprint"):
+        load(path)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointUnreadable, match="tcm import"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "lmbda", "metric"), [("A", 1, "mse"), ("../a", 1, "mse"), ("a", 0, "mse"), ("a", 1, "x")]
+)
+def test_impossible_names_are_refused(tmp_path, name, lmbda, metric):
+    with pytest.raises(ValueError):
+        save(make_tiny(), tmp_path / "a.safetensors", name=name, lmbda=lmbda, metric=metric)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_standard_names():
+    assert standard_name("tcm-s-mse-0.0025") == (0.0025, "mse")
+    assert standard_name("tcm-xs-ms-ssim-16") == (16.0, "ms-ssim")
+    assert standard_name("mine") is None
+
+
+# ---- the zoo
+
+
+def test_the_embedded_models_are_there(tmp_path):
+    zoo = Zoo(tmp_path)
+    names = [entry.name for entry in zoo.entries()]
+    assert {"tcm-xs-mse-0.0035", "tcm-xs-mse-0.013", "tcm-xs-mse-0.05"} <= set(names)
+    assert zoo.default().name == "tcm-xs-mse-0.013"
+    assert [e.quality for e in zoo.entries()] == sorted(e.quality or 0 for e in zoo.entries())
+    assert zoo.problems == []
+
+
+def test_quality_is_the_nearest_lambda(tmp_path):
+    zoo = Zoo(tmp_path)
+    chosen = [zoo.for_quality(q, like=zoo.default()).info.lmbda for q in range(1, 7)]
+    assert chosen == sorted(chosen)
+    assert (chosen[1], chosen[3], chosen[5]) == (0.0035, 0.013, 0.05)
+    with pytest.raises(ValueError):
+        zoo.for_quality(7, like=zoo.default())
+
+
+def test_an_imported_model_goes_before_an_embedded_one(tmp_path):
+    embedded = Zoo(tmp_path).default()
+    save(make_tiny(), tmp_path / "mine.safetensors", name=embedded.name, lmbda=0.013, metric="mse")
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    zoo = Zoo(tmp_path)
+    assert zoo.get(embedded.name).info.config == TINY
+    assert zoo.by_fingerprint(embedded.info.fingerprint).path == embedded.path  # old bitstreams stay readable
+    assert len(zoo.problems) == 1
+    with pytest.raises(UnknownModel, match=r"tcm-xs-mse-0\.05"):
+        zoo.get("nothing")
+    with pytest.raises(IncompatibleModel, match="ffffffffffff"):
+        zoo.by_fingerprint("ff" * 6, embedded.name)

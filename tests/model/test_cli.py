@@ -1,0 +1,138 @@
+"""The `tcm` program as a script uses it: files, pipes, exit codes and one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import DATA, make_tiny, psnr
+
+TCM = Path(sys.executable).with_name("tcm")
+
+
+@pytest.fixture
+def tcm(tmp_path):
+    def run(*arguments, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        environment = {**os.environ, "TCM_MODEL_DIR": str(tmp_path / "models"), "NO_COLOR": "1", "COLUMNS": "200"}
+        return subprocess.run(
+            [TCM, *map(str, arguments)], input=stdin, capture_output=True, cwd=tmp_path, env=environment, timeout=120
+        )
+
+    return run
+
+
+def one_line(result: subprocess.CompletedProcess[bytes]) -> str:
+    lines = result.stderr.decode().strip().splitlines()
+    assert len(lines) == 1, result.stderr.decode()
+    return lines[0]
+
+
+def test_there_and_back(tcm, tmp_path, photo):
+    assert tcm("encode", DATA / "photo.png", "p.tcm").returncode == 0
+    assert tcm("decode", "p.tcm", "back.png").returncode == 0
+    assert psnr(Image.open(tmp_path / "back.png"), photo) > 24
+    told = json.loads(tcm("info", "--json", "p.tcm").stdout)
+    assert (told["model"], told["width"], told["height"]) == ("tcm-xs-mse-0.013", 384, 256)
+    assert told["bytes"] == (tmp_path / "p.tcm").stat().st_size
+    assert b"384" in tcm("info", "p.tcm").stdout
+
+
+def test_pipes(tcm, photo, tmp_path):
+    encoded = tcm("encode", "--quality", "2", "-", "-", stdin=(DATA / "photo.png").read_bytes())
+    assert encoded.returncode == 0
+    assert json.loads(tcm("info", "--json", "-", stdin=encoded.stdout).stdout)["model"] == "tcm-xs-mse-0.0035"
+    decoded = tcm("decode", "--format", "webp", "-", "-", stdin=encoded.stdout)
+    (tmp_path / "x.webp").write_bytes(decoded.stdout)
+    assert Image.open(tmp_path / "x.webp").size == photo.size
+
+
+def test_many_files_and_one_bad_among_them(tcm, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "out").mkdir()
+    result = tcm("encode", DATA / "photo.png", "bad.png", DATA / "sea.jpg", "out")
+    assert result.returncode == 3
+    assert b"bad.png: unsupported-image" in result.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["photo.tcm", "sea.tcm"]
+    result = tcm("decode", "out/photo.tcm", "out/sea.tcm", "--format", "jpeg", "out")
+    assert result.returncode == 0
+    assert Image.open(tmp_path / "out" / "sea.jpeg").size == (320, 213)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("encode", "absent.png", "x.tcm"), 6, "absent.png"),
+        (("encode", "text", "x.tcm"), 3, "unsupported-image"),
+        (("encode", "--max-pixels", "10", DATA / "photo.png", "x.tcm"), 3, "too-many-pixels"),
+        (("encode", "--model", "nothing", DATA / "photo.png", "x.tcm"), 5, "unknown-model"),
+        (("encode", "--device", "quantum", DATA / "photo.png", "x.tcm"), 2, "no device"),
+        (("decode", "text", "x.png"), 4, "unsupported-bitstream"),
+        (("decode", "damaged.tcm", "x.png"), 4, "corrupt-bitstream"),
+        (("import", "text", "--name", "tcm-s-mse-0.013"), 5, "checkpoint-unreadable"),
+        (("pull", "tcm-s-mse-9"), 5, "unknown-model"),
+    ],
+)
+def test_errors_are_one_line_with_a_code_of_their_own(tcm, tmp_path, arguments, code, says):
+    (tmp_path / "text").write_text("not what it should be")
+    (tmp_path / "damaged.tcm").write_bytes(b"\x89TC\x01" + bytes(50))
+    result = tcm(*arguments)
+    assert result.returncode == code
+    assert says in one_line(result)
+    assert not (tmp_path / "x.tcm").exists()
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("encode", "a.png"),
+        ("encode", "a.png", "b.png", "not-a-folder"),
+        ("encode", "--model", "m", "--quality", "3", "a", "b"),
+        ("encode", "--quality", "7", "a", "b"),
+        ("encode", "--metadata", "some", "a", "b"),
+        ("import", "x.pth", "--name", "mine"),
+        ("nonsense",),
+    ],
+)
+def test_wrong_use_is_exit_code_2(tcm, arguments):
+    assert tcm(*arguments).returncode == 2
+
+
+def test_a_format_that_cannot_be_written(tcm, tmp_path):
+    assert tcm("encode", DATA / "photo.png", "p.tcm").returncode == 0
+    result = tcm("decode", "p.tcm", "back.xyz")
+    assert result.returncode == 6
+    assert "output-limit" in one_line(result)
+
+
+def test_import_then_use(tcm, tmp_path):
+    torch.save({"state_dict": {f"module.{k}": v for k, v in make_tiny().state_dict().items()}}, tmp_path / "c.pth.tar")
+    result = tcm("import", "c.pth.tar", "--name", "tcm-tiny-mse-0.01")
+    assert result.returncode == 0, result.stderr
+    assert "λ=0.01" in one_line(result)
+    assert tcm("import", "c.pth.tar", "--name", "tcm-tiny-mse-0.01").returncode == 6
+    assert tcm("import", "c.pth.tar", "--name", "tcm-tiny-mse-0.01", "--force", "--half").returncode == 0
+    listed = {row["name"]: row for row in json.loads(tcm("models", "--json").stdout)}
+    assert listed["tcm-tiny-mse-0.01"]["lambda"] == 0.01
+    assert listed["tcm-xs-mse-0.013"]["default"] is True
+    assert b"tcm-tiny-mse-0.01" in tcm("models").stdout
+    assert tcm("encode", "--model", "tcm-tiny-mse-0.01", DATA / "photo.png", "p.tcm").returncode == 0
+    assert tcm("decode", "p.tcm", "p.png").returncode == 0
+    (tmp_path / "models" / "tcm-tiny-mse-0.01.safetensors").unlink()
+    result = tcm("decode", "p.tcm", "q.png")
+    assert result.returncode == 5
+    assert "needs model 'tcm-tiny-mse-0.01'" in one_line(result)
+
+
+def test_help_needs_no_torch(tcm):
+    result = tcm("--help")
+    assert result.returncode == 0
+    for command in ("encode", "decode", "info", "models", "import", "pull", "serve"):
+        assert command.encode() in result.stdout

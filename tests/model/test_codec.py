@@ -1,0 +1,202 @@
+"""An image in, a bitstream out, the image back: every kind and size of image, and no wrong picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from model import Codec
+from model import tiles as tiling
+from model.codec import pick_device
+from model.container import read_container, write_container
+from model.errors import IncompatibleModel, ModelError, UnknownModel
+from model.pixels import from_pil
+from model.stages import Stages
+from tests.conftest import make_tiny, psnr
+
+
+def test_a_photograph_comes_back(codec, photo):
+    data = codec.encode(photo)
+    back = codec.decode(data)
+    assert back.size == photo.size
+    assert back.mode == "RGB"
+    assert psnr(photo, back) > 24
+    assert 8 * len(data) / (photo.width * photo.height) < 2
+    assert len(data) - len(read_container(data).payload) <= 40
+
+
+def test_real_bytes_are_what_the_likelihoods_promise(codec, photo):
+    x = torch.from_numpy(np.asarray(photo).copy()).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        out = codec._net(x)
+    bits = sum(-v.log2().sum().item() for v in out.likelihoods.values())
+    payload = read_container(codec.encode(photo)).payload
+    assert 8 * len(payload) == pytest.approx(bits, rel=0.01)
+
+
+def test_the_decoder_shows_what_the_network_reconstructs(codec, photo):
+    x = torch.from_numpy(np.asarray(photo).copy()).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        expected = (codec._net(x).x_hat[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    difference = np.abs(expected.astype(int) - np.asarray(codec.decode(codec.encode(photo))))
+    assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "1", "P", "CMYK", "I;16"])
+def test_every_mode(codec, photo, mode):
+    small = photo.crop((100, 60, 230, 130))
+    if mode in ("LA", "RGBA"):
+        image = small.convert("L" if mode == "LA" else "RGB")
+        image.putalpha(Image.linear_gradient("L").resize(small.size))
+    elif mode == "I;16":
+        image = Image.fromarray(np.asarray(small.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = small.convert(mode)
+    back = codec.decode(codec.encode(image))
+    expected = {"1": "L", "P": "RGB", "CMYK": "RGB", "I;16": "L"}.get(mode, mode)
+    assert (back.mode, back.size) == (expected, image.size)
+    if mode in ("LA", "RGBA"):
+        np.testing.assert_array_equal(np.asarray(back)[..., -1], np.asarray(image)[..., -1])
+    if mode not in ("1", "P"):  # dithered: noise to any codec at this rate
+        assert psnr(from_pil(image).rgb, from_pil(back).rgb) > 24
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (333, 1), (8, 8), (127, 129), (128, 128), (129, 64), (1500, 20)])
+def test_every_size_and_shape(codec, photo, size):
+    image = photo.resize(size)
+    back = codec.decode(codec.encode(image))
+    assert back.size == size
+    assert psnr(image, back) > 20
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 150), st.integers(1, 150), st.integers(0, 2**32 - 1))
+def test_any_pixels_come_back_as_what_the_symbols_say(tiny_codec, width, height, seed):
+    """Noise is the hardest image: every symbol must survive, whatever the picture looks like."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    data = tiny_codec.encode(Image.fromarray(pixels))
+    assert tiny_codec.decode(data).size == (width, height)
+
+
+def test_metadata_survive_or_are_stripped(codec, photo):
+    image = photo.copy()
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "a description", 6
+    image.info |= {"icc_profile": b"some profile " * 20, "exif": exif.tobytes(), "xmp": b"<xmp/>"}
+    data = codec.encode(image)
+    back = codec.decode(data)
+    assert back.size == (image.height, image.width)  # orientation 6 is a quarter turn, now in the pixels
+    assert back.info["icc_profile"] == b"some profile " * 20
+    assert back.info["xmp"] == b"<xmp/>"
+    assert back.getexif()[0x010E] == "a description"
+    assert 0x0112 not in back.getexif()
+    assert codec.decode(codec.encode(image, keep_metadata=False)).info == {}
+    stripped = read_container(data).without_metadata()
+    assert len(write_container(stripped)) < len(data)
+
+
+def test_a_batch_gives_what_each_gives_alone(codec, photo):
+    pictures = [from_pil(photo.crop((x, 0, x + 128, 100))) for x in (0, 60, 200)]
+    together = codec.encode_batch(pictures)
+    for picture, data in zip(pictures, together, strict=True):
+        alone = codec.decode_container(read_container(data))
+        np.testing.assert_allclose(alone.rgb.astype(int), codec.decode_batch([read_container(d) for d in together])[
+            together.index(data)].rgb.astype(int), atol=1)  # fmt: skip
+        assert psnr(picture.rgb, alone.rgb) > 24
+
+
+@pytest.mark.parametrize("size", [(128 * 5, 128), (128 * 3, 128 * 4)])
+def test_tiles_change_nothing_that_can_be_seen(tiny_weights, size):
+    net = tiny_weights.net
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, *size)
+    cut = tiling.Tiling(side=8, margin=8)
+    with torch.no_grad():
+        y, tiled = net.g_a(x), tiling.analyse(net.g_a, x, cut)
+        torch.testing.assert_close(tiled, y, rtol=0, atol=1e-3 * y.abs().max().item())
+        x_hat = net.g_s(y.round())
+        torch.testing.assert_close(tiling.synthesise(net.g_s, y.round(), cut), x_hat, rtol=0, atol=1e-3)
+
+
+def test_stages_add_up(codec, photo):
+    stages = Stages()
+    data = codec.encode_picture(from_pil(photo), stages=stages)
+    assert list(stages) == ["g_a", "hyper", "slices", "entropy"]
+    stages = Stages()
+    codec.decode_container(read_container(data), stages=stages)
+    assert set(stages) == {"slices", "entropy", "g_s"}
+    assert all(seconds >= 0 for seconds in stages.values())
+
+
+# ---- never a wrong picture
+
+
+def test_another_models_file_is_named(codec, tiny_codec, photo):
+    data = tiny_codec.encode(photo.resize((60, 40)))
+    with pytest.raises(IncompatibleModel, match=rf"tcm-tiny-mse-0\.01.*{tiny_codec.info.fingerprint}"):
+        codec.decode(data)
+
+
+def test_sound_files_of_symbols_that_do_not_come_out_are_named(codec, photo):
+    container = read_container(codec.encode(photo))
+    half = len(container.payload) // 2
+    for payload in (b"", bytes(5), bytes(1000), container.payload[:half], container.payload + bytes(2),
+                    container.payload[:half] + b"\x55\xaa" + container.payload[half + 2 :]):  # fmt: skip
+        data = write_container(replace(container, payload=payload))
+        with pytest.raises(IncompatibleModel, match="cannot be reproduced"):
+            codec.decode(data)
+    with pytest.raises(IncompatibleModel):
+        codec.decode(write_container(replace(container, width=100, height=700)))
+
+
+def test_a_reader_that_computes_other_scales_says_so(tmp_path, tiny_file, photo):
+    """What another GPU may do, made large: the symbols' checksum must catch it."""
+    writer, reader = Codec.load(tiny_file, "cpu"), Codec.load(tiny_file, "cpu")
+    data = writer.encode(photo.resize((100, 80)))
+    assert reader.decode(data).size == (100, 80)
+    with torch.no_grad():
+        reader._net.cc_scale_transforms[2][-1].bias.mul_(1.01)
+    with pytest.raises(IncompatibleModel, match="cannot be reproduced"):
+        reader.decode(data)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 255))
+def test_damage_is_always_named(tiny_codec, place, flip):
+    data = bytearray(tiny_codec.encode(Image.new("RGBA", (30, 20), (10, 200, 30, 77))))
+    data[place % len(data)] ^= flip
+    with pytest.raises(ModelError):
+        tiny_codec.decode(bytes(data))
+
+
+def test_names_and_devices_that_are_not_there():
+    with pytest.raises(UnknownModel):
+        Codec.load("tcm-huge")
+    with pytest.raises(ValueError, match="no device"):
+        pick_device("quantum")
+    with pytest.raises(ValueError, match="CUDA devices"):
+        pick_device("cuda:99")
+
+
+def test_weights_that_explode_are_named(tmp_path, photo):
+    from model.checkpoint import load, save
+
+    net = make_tiny()
+    with torch.no_grad():
+        net.g_a[-1].weight.fill_(3e38)
+    save(net, tmp_path / "a.safetensors", name="a", lmbda=1, metric="mse")
+    with pytest.raises(ModelError, match="not finite"):
+        Codec(load(tmp_path / "a.safetensors"), torch.device("cpu")).encode(photo)
+
+
+@pytest.mark.gpu
+def test_the_gpu_reads_what_the_cpu_wrote_and_the_reverse(photo):
+    cpu, gpu = Codec.load("tcm-xs-mse-0.013", "cpu"), Codec.load("tcm-xs-mse-0.013", "cuda")
+    for writer, reader in ((cpu, gpu), (gpu, cpu), (gpu, gpu)):
+        assert psnr(reader.decode(writer.encode(photo)), cpu.decode(cpu.encode(photo))) > 45

@@ -1,0 +1,197 @@
+"""The entropy coder: whatever goes in comes out, close to its entropy, and damage never passes or crashes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from compressai.entropy_models import EntropyBottleneck
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import entropy
+from model.entropy import Coder, SymbolMismatch
+from model.tables import (
+    SCALE_LEVELS,
+    TOTAL,
+    Tables,
+    bottleneck_tables,
+    gaussian_tables,
+    scale_boundaries,
+    scale_indexes,
+    scale_table,
+)
+
+CODER = Coder(gaussian_tables())
+
+
+def round_trip(parts):
+    payload = CODER.encode(parts)
+    decoder = CODER.decoder(payload, sum(len(s) for s, _ in parts))
+    decoded = [decoder.read(indexes) for _, indexes in parts]
+    decoder.finish()
+    return payload, decoded
+
+
+def gaussian_symbols(count: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    indexes = np.clip(rng.normal(14, 9, count), 0, 63).astype(np.int16)
+    return np.rint(rng.standard_normal(count) * scale_table()[indexes]).astype(np.int32), indexes
+
+
+parts_strategy = st.lists(
+    st.lists(
+        st.tuples(
+            st.one_of(st.integers(-3, 3), st.integers(-2000, 2000), st.integers(-(2**30) + 1, 2**30 - 1)),
+            st.integers(0, SCALE_LEVELS - 1),
+        ),
+        max_size=60,
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(parts_strategy)
+def test_any_symbols_come_back(parts):
+    arrays = [(np.array([s for s, _ in part], np.int32), np.array([t for _, t in part], np.int16)) for part in parts]
+    _, decoded = round_trip(arrays)
+    for (symbols, _), back in zip(arrays, decoded, strict=True):
+        np.testing.assert_array_equal(symbols, back)
+
+
+@pytest.mark.parametrize("streams", [1, 2, 7])
+def test_several_streams(monkeypatch, streams):
+    symbols, indexes = gaussian_symbols(10_000)
+    monkeypatch.setattr(entropy, "SYMBOLS_PER_STREAM", len(symbols) // streams)
+    cuts = [0, 13, 5000, 5001, 10_000]
+    parts = [(symbols[a:b], indexes[a:b]) for a, b in itertools.pairwise(cuts)]
+    assert entropy.stream_count(len(symbols)) == streams
+    _, decoded = round_trip(parts)
+    np.testing.assert_array_equal(np.concatenate(decoded), symbols)
+
+
+def test_size_is_close_to_the_entropy_and_to_compressais():
+    from compressai import ans
+
+    symbols, indexes = gaussian_symbols(200_000)
+    payload, _ = round_trip([(symbols, indexes)])
+    t = CODER.tables
+    place = t.start[indexes] + symbols - t.low[indexes]
+    inside = (symbols >= t.low[indexes]) & (place < t.start[indexes + 1] - 2)
+    frequency = (t.cdf[place[inside] + 1] - t.cdf[place[inside]]) / TOTAL
+    assert 8 * len(payload) <= -np.log2(frequency).sum() * 1.0005 + 64 + 48 * (~inside).sum()
+
+    size = int(np.diff(t.start).max())
+    cdfs = [t.cdf[a:b].tolist() + [0] * (size - b + a) for a, b in zip(t.start[:-1], t.start[1:], strict=True)]
+    theirs = ans.RansEncoder().encode_with_indexes(
+        symbols.tolist(), indexes.tolist(), cdfs, np.diff(t.start).tolist(), t.low.tolist()
+    )
+    assert len(payload) <= 1.005 * len(theirs)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=300), st.integers(1, 400), st.integers(0, 63))
+def test_random_bytes_never_pass(data, count, index):
+    with pytest.raises(SymbolMismatch):
+        decoder = CODER.decoder(data, count)
+        decoder.read(np.full(count, index, np.int16))
+        decoder.finish()
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(0, 10**6), st.integers(1, 255), st.integers(0, 3))
+def test_a_flipped_byte_never_passes(place, flip, seed):
+    symbols, indexes = gaussian_symbols(500, seed)
+    data = bytearray(CODER.encode([(symbols, indexes)]))
+    data[place % len(data)] ^= flip
+    with pytest.raises(SymbolMismatch):
+        decoder = CODER.decoder(bytes(data), len(symbols))
+        decoder.read(indexes)
+        decoder.finish()
+
+
+def test_one_index_read_differently_shows():
+    symbols, indexes = gaussian_symbols(5000)
+    payload = CODER.encode([(symbols, indexes)])
+    other = indexes.copy()
+    other[2500] += 1
+    with pytest.raises(SymbolMismatch):
+        decoder = CODER.decoder(payload, len(symbols))
+        decoder.read(other)
+        decoder.finish()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 6, 7, 100])
+def test_truncation_never_passes(cut):
+    symbols, indexes = gaussian_symbols(5000)
+    payload = CODER.encode([(symbols, indexes)])
+    with pytest.raises(SymbolMismatch):
+        decoder = CODER.decoder(payload[:cut], len(symbols))
+        decoder.read(indexes)
+        decoder.finish()
+
+
+def test_too_large_a_symbol_is_refused():
+    with pytest.raises(ValueError, match="too large"):
+        CODER.encode([(np.array([2**30], np.int32), np.array([0], np.int16))])
+
+
+# ---- the tables
+
+
+def test_scale_index_is_compressais():
+    from compressai.entropy_models import GaussianConditional
+
+    torch.manual_seed(0)
+    scales = torch.cat([torch.rand(5000) * 3, torch.rand(5000) * 300, torch.tensor([0.0, -1.0, 0.11, 256.0, 1e9])])
+    reference = GaussianConditional(scale_table().tolist()).build_indexes(scales)
+    np.testing.assert_array_equal(scale_indexes(scales, scale_boundaries()).numpy(), reference.numpy())
+
+
+def test_gaussian_tables_owe_nothing_to_the_last_bit_of_erfc():
+    closest = 1.0
+    for scale in scale_table():
+        reach = math.ceil(5 * scale)
+        n = 2 * reach + 2
+        first = 0.5 * math.erfc((reach + 0.5) / scale / math.sqrt(2))
+        for v in range(-reach + 1, reach + 2):
+            edge = (0.5 * math.erfc(-(v - 0.5) / scale / math.sqrt(2)) - first) * (TOTAL - n) + 0.5
+            closest = min(closest, abs(edge - round(edge)))
+    assert closest > 1e-6  # a libm is wrong by 1e-11 here at most
+
+
+def test_tables_of_z_are_the_bottlenecks_likelihoods():
+    torch.manual_seed(5)
+    bottleneck = EntropyBottleneck(4)
+    tables = bottleneck_tables(bottleneck)
+    with torch.no_grad():
+        medians = bottleneck.quantiles[:, :, 1:2]
+        for channel in range(4):
+            cdf = tables.cdf[tables.start[channel] : tables.start[channel + 1]]
+            symbols = tables.low[channel] + np.arange(len(cdf) - 2)
+            values = (medians + torch.from_numpy(symbols).float()).expand(4, 1, -1)
+            likelihood = bottleneck._likelihood(values)[0][channel, 0].numpy()
+            np.testing.assert_allclose(
+                np.diff(cdf)[:-1] / TOTAL, likelihood, atol=2.5 / TOTAL + 3e-3 * likelihood.max()
+            )
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Tables(np.array([0, 5, 5, TOTAL], np.int32), np.array([0, 4], np.int32), np.array([0], np.int32)),
+        Tables(np.array([1, 5, TOTAL], np.int32), np.array([0, 3], np.int32), np.array([0], np.int32)),
+        Tables(np.array([0, 5, TOTAL - 1], np.int32), np.array([0, 3], np.int32), np.array([0], np.int32)),
+        Tables(np.array([0, 5, TOTAL], np.int32), np.array([0, 4], np.int32), np.array([0], np.int32)),
+        Tables(np.array([0, TOTAL], np.int32), np.array([0, 2], np.int32), np.array([0], np.int32)),
+        Tables(np.array([0, 5, TOTAL], np.int32), np.array([0, 3], np.int32), np.array([2**29], np.int32)),
+    ],
+)
+def test_unsound_tables_are_refused(broken):
+    with pytest.raises(ValueError):
+        Coder(broken)

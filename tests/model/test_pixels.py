@@ -1,0 +1,226 @@
+"""Every kind of image that people have: the right pixels and what belongs to them, or a named error."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, TiffImagePlugin
+
+from model.errors import CorruptBitstream, CorruptImage, OutputLimit, TooManyPixels, UnsupportedImage
+from model.pixels import Picture, decode_alpha, encode_alpha, from_pil, read_image, to_pil, write_image
+from tests.conftest import DATA
+
+
+def file_of(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, file_format, **options)
+    return out.getvalue()
+
+
+def gradient(mode: str, size=(40, 30)) -> Image.Image:
+    rng = np.random.default_rng(1)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    values = rng.integers(0, 256, (size[1], size[0], bands), np.uint8)
+    return Image.fromarray(values.squeeze(), mode) if bands == 1 else Image.merge(
+        mode, [Image.fromarray(values[..., i]) for i in range(bands)]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_native_modes_pass_through(mode):
+    image = gradient(mode)
+    back = to_pil(read_image(file_of(image)))
+    assert back.mode == mode
+    np.testing.assert_array_equal(np.asarray(back), np.asarray(image))
+
+
+def test_bilevel_becomes_grey():
+    image = gradient("L").convert("1")
+    picture = read_image(file_of(image))
+    assert picture.grey
+    np.testing.assert_array_equal(picture.rgb[..., 0], np.asarray(image.convert("L")))
+
+
+def test_palette_with_and_without_transparency():
+    image = gradient("RGB").quantize(16)
+    np.testing.assert_array_equal(read_image(file_of(image)).rgb, np.asarray(image.convert("RGB")))
+    data = file_of(image, transparency=3)
+    picture = read_image(data)
+    assert picture.alpha is not None
+    np.testing.assert_array_equal(picture.alpha, np.where(np.asarray(image) == 3, 0, 255))
+
+
+def test_colour_key_becomes_alpha():
+    image = Image.new("RGB", (4, 2), (1, 2, 3))
+    image.putpixel((0, 0), (9, 9, 9))
+    picture = read_image(file_of(image, transparency=(9, 9, 9)))
+    assert picture.alpha is not None
+    assert picture.alpha[0, 0] == 0
+    assert picture.alpha[1, 1] == 255
+
+
+def test_sixteen_bits_are_rounded_to_eight():
+    values = np.array([[0, 128, 129, 65535, 32768, 257]], np.uint16)
+    for data in (file_of(Image.fromarray(values)), file_of(Image.fromarray(values), "TIFF")):
+        picture = read_image(data)
+        assert picture.grey
+        np.testing.assert_array_equal(picture.rgb[0, :, 0], np.rint(values[0] / 257))
+
+
+def test_sixteen_bit_colour_png():
+    """Pillow gives the high bytes; stated in the docs."""
+    raw = b"\0" + struct.pack(">6H", 0x1234, 0x8000, 0xFFFF, 0, 0x00FF, 0xFF00)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    np.testing.assert_array_equal(read_image(data).rgb, [[[0x12, 0x80, 0xFF], [0, 0, 0xFF]]])
+
+
+def test_cmyk_without_and_with_a_broken_profile():
+    image = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+    for options in ({}, {"icc_profile": b"not a profile"}):
+        picture = read_image(file_of(image, "TIFF", **options))
+        np.testing.assert_array_equal(picture.rgb[0, 0], np.asarray(image.convert("RGB"))[0, 0])
+        assert picture.icc is None
+
+
+def test_floats_are_named():
+    with pytest.raises(UnsupportedImage, match="floating-point"):
+        read_image(file_of(Image.new("F", (4, 4), 0.5), "TIFF"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_and_taken_out(orientation):
+    image = gradient("RGB", (6, 4))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = orientation, "a description"
+    picture = read_image(file_of(image, "PNG", exif=exif))
+    turned = {
+        1: image, 2: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 3: image.transpose(Image.Transpose.ROTATE_180),
+        4: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), 5: image.transpose(Image.Transpose.TRANSPOSE),
+        6: image.transpose(Image.Transpose.ROTATE_270), 7: image.transpose(Image.Transpose.TRANSVERSE),
+        8: image.transpose(Image.Transpose.ROTATE_90),
+    }[orientation]  # fmt: skip
+    np.testing.assert_array_equal(picture.rgb, np.asarray(turned))
+    kept = Image.Exif()
+    kept.load(picture.exif or b"")
+    assert kept.get(0x010E) == "a description"
+    assert kept.get(0x0112, 1) == 1
+
+
+def test_broken_exif_costs_nothing():
+    image = gradient("RGB")
+    picture = read_image(file_of(image, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff", quality=100, subsampling=0))
+    assert picture.rgb.shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("file_format", ["png", "webp", "jpeg", "avif", "tiff"])
+def test_metadata_survive_every_output(file_format):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'></x:xmpmeta>"
+    picture = Picture(np.asarray(gradient("RGB")), icc=profile, exif=exif.tobytes(), xmp=xmp)
+    again = read_image(write_image(picture, file_format))
+    assert again.icc == profile
+    assert again.exif is not None
+    assert b"a description" in again.exif
+    assert again.xmp == xmp
+
+
+@pytest.mark.parametrize("file_format", ["png", "webp", "tiff"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_lossless_outputs_are(file_format, mode):
+    picture = from_pil(gradient(mode))
+    again = read_image(write_image(picture, file_format))
+    np.testing.assert_array_equal(again.rgb, picture.rgb)
+    if picture.alpha is not None:
+        np.testing.assert_array_equal(again.alpha, picture.alpha)
+
+
+def test_jpeg_lays_alpha_on_white():
+    picture = Picture(np.zeros((8, 8, 3), np.uint8), alpha=np.zeros((8, 8), np.uint8))
+    assert read_image(write_image(picture, "jpeg")).rgb.min() > 250
+
+
+def test_output_limits_are_named():
+    wide = Picture(np.zeros((1, 70_000, 3), np.uint8))
+    for file_format in ("webp", "jpeg", "avif"):
+        with pytest.raises(OutputLimit, match="png"):
+            write_image(wide, file_format)
+    with pytest.raises(OutputLimit):
+        write_image(wide, "bmp")
+
+
+def test_large_exif_does_not_break_jpeg():
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 100_000
+    picture = Picture(np.zeros((8, 8, 3), np.uint8), exif=exif.tobytes())
+    assert read_image(write_image(picture, "jpeg")).width == 8
+
+
+def test_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for file_format in ("GIF", "WEBP", "PNG"):
+        options = {"lossless": True} if file_format == "WEBP" else {}
+        data = file_of(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
+        np.testing.assert_array_equal(read_image(data).rgb[0, 0], [255, 0, 0])
+
+
+# ---- hostile
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe-3.0 EPSF-3.0\n"]
+)
+def test_no_image_is_named(data):
+    with pytest.raises(UnsupportedImage):
+        read_image(data)
+
+
+@pytest.mark.parametrize("name", ["photo.png", "sea.jpg"])
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_truncated_images_are_named(name, part):
+    data = (DATA / name).read_bytes()
+    with pytest.raises(CorruptImage, match="truncated"):
+        read_image(data[: int(len(data) * part)])
+
+
+def test_pixel_limit_is_checked_before_decoding():
+    image = Image.new("1", (30_000, 30_000))
+    with pytest.raises(TooManyPixels, match="900000000"):
+        read_image(file_of(image))
+    with pytest.raises(TooManyPixels):
+        read_image(file_of(gradient("RGB")), max_pixels=40 * 30 - 1)
+    assert read_image(file_of(gradient("RGB")), max_pixels=40 * 30).width == 40
+
+
+def test_a_tiff_of_many_pages_counts_its_first():
+    out = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(out) as writer:
+        for size in ((8, 8), (3000, 3000)):
+            Image.new("L", size).save(writer, format="TIFF")
+            writer.newFrame()
+    assert read_image(out.getvalue(), max_pixels=64).width == 8
+
+
+# ---- alpha
+
+
+@pytest.mark.parametrize("alpha", [np.full((5, 7), 255, np.uint8), np.arange(35, dtype=np.uint8).reshape(5, 7)])
+def test_alpha_is_lossless(alpha):
+    np.testing.assert_array_equal(decode_alpha(encode_alpha(alpha), 7, 5), alpha)
+
+
+def test_alpha_that_does_not_fit_is_named():
+    data = encode_alpha(np.arange(35, dtype=np.uint8).reshape(5, 7))
+    for broken in (data[:50], b"", b"ab", data.replace(b"IHDR", b"IHDX")):
+        with pytest.raises(CorruptBitstream):
+            decode_alpha(broken, 7, 5)
+    with pytest.raises(CorruptBitstream, match="size"):
+        decode_alpha(data, 5, 7)
