@@ -9,6 +9,7 @@ nothing to its neighbours.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from model import tiles
+from model import guard, tiles
 from model.checkpoint import ModelInfo, Weights, load
 from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
 from model.entropy import Coder, SymbolMismatch
@@ -29,7 +30,7 @@ from model.latents import code_slices
 from model.network import pad_to
 from model.pixels import Picture, decode_alpha, encode_alpha, from_pil, to_pil
 from model.stages import Stages
-from model.tables import SCALE_LEVELS, gaussian_tables, scale_boundaries, scale_indexes
+from model.tables import gaussian_tables, guard_tables, scale_boundaries, scale_indexes
 from model.zoo import Zoo, ZooEntry
 
 Symbols = NDArray[np.int32]
@@ -72,7 +73,7 @@ class Codec:
         self.device = device
         self.tiling = tiling or tiles.Tiling()
         self._net = weights.net.to(device).eval().requires_grad_(False)
-        self._coder = Coder(gaussian_tables() + weights.z_tables)
+        self._coder = Coder(gaussian_tables() + guard_tables() + weights.z_tables)
         self._boundaries = scale_boundaries().to(device)
         self._medians = self._net.medians()
         self._lock = threading.Lock()
@@ -187,14 +188,15 @@ class Codec:
             if not (torch.isfinite(z_symbols).all() and torch.isfinite(y).all()):
                 raise CheckpointMismatch(f"the weights of {self.info.name!r} give numbers that are not finite")
         z = self._z_indexes(z_symbols.shape[2] * z_symbols.shape[3])
-        parts: list[Parts] = [[(symbols, z)] for symbols in _symbol_rows(z_symbols)]
+        parts: list[Parts] = [[(symbols, z)] for symbols in _rows(z_symbols)]
         y_slices = y.chunk(net.config.slices, dim=1)
 
         def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
             symbols = torch.round(y_slices[i] - mean)
-            indexes = scale_indexes(scale, self._boundaries)
-            for part, s, t in zip(parts, _symbol_rows(symbols), _index_rows(indexes), strict=True):
-                part.append((s, t))
+            with stages("guard"):
+                shifts = [guard.choose_shifts(row) for row in scale.float().flatten(1).cpu().numpy()]
+            for part, s, t, shift in zip(parts, _rows(symbols), self._indexes(scale, shifts), shifts, strict=True):
+                part += [*guard.to_parts(shift), (s, t)]
             return symbols + mean
 
         with stages("slices"):
@@ -207,7 +209,8 @@ class Codec:
         width, height = self.padded(containers[0].width, containers[0].height)
         h, w = height // tiles.STRIDE, width // tiles.STRIDE
         z_shape = (len(containers), c.hyper_channels, h // 4, w // 4)
-        count = c.M * h * w + c.hyper_channels * (h // 4) * (w // 4)
+        in_slice = c.slice_channels * h * w
+        count = math.prod(z_shape[1:]) + c.slices * (guard.symbol_count(in_slice) + in_slice)
         try:
             decoders = [self._coder.decoder(container.payload, count) for container in containers]
 
@@ -217,8 +220,8 @@ class Codec:
                     return torch.from_numpy(symbols).to(self.device).float().view(shape)
 
             def code(_: int, mean: Tensor, scale: Tensor) -> Tensor:
-                indexes = _index_rows(scale_indexes(scale, self._boundaries))
-                return read(indexes, tuple(mean.shape)) + mean
+                shifts = [guard.read_shifts(decoder, in_slice) for decoder in decoders]
+                return read(self._indexes(scale, shifts), tuple(mean.shape)) + mean
 
             with stages("slices"):
                 z_hat = read([self._z_indexes((h // 4) * (w // 4))] * len(containers), z_shape) + self._medians
@@ -233,9 +236,14 @@ class Codec:
         return latents.y_hat
 
     def _z_indexes(self, positions: int) -> Indexes:
-        """The table of each element of z: one a channel, behind those of the Gaussians."""
-        tables = np.arange(SCALE_LEVELS, SCALE_LEVELS + self.info.config.hyper_channels, dtype=np.int16)
-        return np.repeat(tables, positions)
+        """The table of each element of z: one a channel, behind all others."""
+        count = len(self._coder.tables)
+        return np.repeat(np.arange(count - self.info.config.hyper_channels, count, dtype=np.int16), positions)
+
+    def _indexes(self, scales: Tensor, shifts: Sequence[NDArray[np.int32]]) -> list[Indexes]:
+        """The table of each element of a slice, by item of the batch."""
+        moved = torch.stack([guard.shifted(scale, shift) for scale, shift in zip(scales, shifts, strict=True)])
+        return list(scale_indexes(moved, self._boundaries).flatten(1).cpu().numpy())
 
     def _to_pixels(self, x_hat: Tensor) -> NDArray[np.uint8]:
         """(B, H, W, 3), padding included."""
@@ -285,11 +293,6 @@ class Codec:
         return OutOfMemory(f"{self.device} has not enough memory left for an image of this size")
 
 
-def _symbol_rows(values: Tensor) -> list[Symbols]:
+def _rows(symbols: Tensor) -> list[Symbols]:
     """The symbols of each item of a batch, flattened, on the CPU."""
-    return list(values.to(torch.int32).flatten(1).contiguous().cpu().numpy())
-
-
-def _index_rows(values: Tensor) -> list[Indexes]:
-    """The table indexes (int16) of each item of a batch, flattened, on the CPU."""
-    return list(values.flatten(1).contiguous().cpu().numpy())
+    return list(symbols.to(torch.int32).flatten(1).contiguous().cpu().numpy())

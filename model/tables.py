@@ -26,10 +26,14 @@ SCALE_MIN, SCALE_MAX, SCALE_LEVELS = 0.11, 256.0, 64
 LOG_STEP = (math.log(SCALE_MAX) - math.log(SCALE_MIN)) / (SCALE_LEVELS - 1)
 """Distance of two neighbouring scales of the table in ln σ: 0.123."""
 
+GUARD_MEANS = tuple(2.0 ** (k - 6) for k in range(15))
+"""Means of the geometric distributions that the guard's shifts are written with, 1/64 to 256."""
+
 _GAUSSIAN_REACH = 5.0  # symbols beyond ±5σ are rarer than one count in 65536: they are escaped
 _Z_REACH = 1024
 _Z_TAIL = 0.5 / TOTAL
-_GAUSSIAN_CRC = 0x45D0BBC9  # of the table as little-endian int32; part of format version 1
+_GAUSSIAN_CRC = 0x45D0BBC9  # of the tables as little-endian int32; part of format version 1
+_GUARD_CRC = 0x3C1FB2F0
 
 
 @dataclass(frozen=True)
@@ -121,10 +125,25 @@ def gaussian_tables() -> Tables:
         lower = [(v - 0.5) / scale for v in range(-reach, reach + 2)]
         mass = np.array([0.5 * math.erfc(-x / math.sqrt(2)) for x in lower])
         alphabets.append((-reach, _quantise(mass - mass[0])))
-    tables = _assemble(alphabets)
+    return _checked(_assemble(alphabets), _GAUSSIAN_CRC)
+
+
+@functools.cache
+def guard_tables() -> Tables:
+    """A uniform alphabet over the numbers of the others, then one geometric distribution for each mean."""
+    alphabets = [(0, _quantise(np.linspace(0, 1, len(GUARD_MEANS) + 1, dtype=np.float64)))]
+    for mean in GUARD_MEANS:
+        size = max(2, math.ceil(8 * mean))
+        stays = mean / (1 + mean)  # the chance that a shift is taken, so that the next is looked at
+        alphabets.append((0, _quantise(1 - np.array([math.pow(stays, j) for j in range(size + 1)]))))
+    return _checked(_assemble(alphabets), _GUARD_CRC)
+
+
+def _checked(tables: Tables, expected: int) -> Tables:
+    """Tables that every machine must agree on to the last count."""
     crc = google_crc32c.value(tables.cdf.astype("<i4").tobytes())
-    if crc != _GAUSSIAN_CRC:
-        raise RuntimeError(f"this machine's erfc gives other Gaussian tables (CRC {crc:#010x}); no file could be read")
+    if crc != expected:
+        raise RuntimeError(f"this machine's arithmetic gives other tables (CRC {crc:#010x}): no file could be read")
     return tables
 
 

@@ -127,7 +127,7 @@ def test_tiles_change_nothing_that_can_be_seen(tiny_weights, size):
 def test_stages_add_up(codec, photo):
     stages = Stages()
     data = codec.encode_picture(from_pil(photo), stages=stages)
-    assert list(stages) == ["g_a", "hyper", "slices", "entropy"]
+    assert list(stages) == ["g_a", "hyper", "slices", "guard", "entropy"]
     stages = Stages()
     codec.decode_container(read_container(data), stages=stages)
     assert set(stages) == {"slices", "entropy", "g_s"}
