@@ -62,6 +62,7 @@ class Codec:
     Attributes:
         info: which model this is.
         device: where it runs.
+        net: the network, in evaluation mode on that device.
         tiling: how large pictures are cut.
     """
 
@@ -72,10 +73,10 @@ class Codec:
         self.info: ModelInfo = weights.info
         self.device = device
         self.tiling = tiling or tiles.Tiling()
-        self._net = weights.net.to(device).eval().requires_grad_(False)
+        self.net = weights.net.to(device).eval().requires_grad_(False)
         self._coder = Coder(gaussian_tables() + guard_tables() + weights.z_tables)
         self._boundaries = scale_boundaries().to(device)
-        self._medians = self._net.medians()
+        self._medians = self.net.medians()
         self._lock = threading.Lock()
 
     @classmethod
@@ -98,7 +99,7 @@ class Codec:
     @property
     def memory_bytes(self) -> int:
         """Memory of the weights on the device."""
-        tensors = [*self._net.parameters(), *self._net.buffers()]
+        tensors = [*self.net.parameters(), *self.net.buffers()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     # ---- an image
@@ -163,7 +164,7 @@ class Codec:
         with self._on_device():
             y_hat = self._read_latents(containers, stages)
             with stages("g_s"):
-                x_hat = tiles.synthesise(self._net.g_s, y_hat, self.tiling)
+                x_hat = tiles.synthesise(self.net.g_s, y_hat, self.tiling)
                 rgb = self._to_pixels(x_hat)
         return [self._unpack(container, rgb[b]) for b, container in enumerate(containers)]
 
@@ -179,7 +180,7 @@ class Codec:
 
     def _analyse(self, x: Tensor, stages: Stages) -> list[Parts]:
         """The symbols of each picture, and the indexes of their tables."""
-        net = self._net
+        net = self.net
         with stages("g_a"):
             y = tiles.analyse(net.g_a, x, self.tiling)
         with stages("hyper"):
@@ -225,7 +226,7 @@ class Codec:
 
             with stages("slices"):
                 z_hat = read([self._z_indexes((h // 4) * (w // 4))] * len(containers), z_shape) + self._medians
-                latents = code_slices(self._net, z_hat, code)
+                latents = code_slices(self.net, z_hat, code)
             for decoder in decoders:
                 decoder.finish()
         except SymbolMismatch as error:

@@ -135,7 +135,7 @@ def guard_tables() -> Tables:
     for mean in GUARD_MEANS:
         size = max(2, math.ceil(8 * mean))
         stays = mean / (1 + mean)  # the chance that a shift is taken, so that the next is looked at
-        alphabets.append((0, _quantise(1 - np.array([math.pow(stays, j) for j in range(size + 1)]))))
+        alphabets.append((0, _quantise(1 - np.array([math.pow(stays, j) for j in range(size + 1)], np.float64))))
     return _checked(_assemble(alphabets), _GUARD_CRC)
 
 

@@ -34,7 +34,7 @@ def test_a_photograph_comes_back(codec, photo):
 def test_real_bytes_are_what_the_likelihoods_promise(codec, photo):
     x = torch.from_numpy(np.asarray(photo).copy()).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
-        out = codec._net(x)
+        out = codec.net(x)
     bits = sum(-v.log2().sum().item() for v in out.likelihoods.values())
     payload = read_container(codec.encode(photo)).payload
     assert 8 * len(payload) == pytest.approx(bits, rel=0.01)
@@ -43,7 +43,7 @@ def test_real_bytes_are_what_the_likelihoods_promise(codec, photo):
 def test_the_decoder_shows_what_the_network_reconstructs(codec, photo):
     x = torch.from_numpy(np.asarray(photo).copy()).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
-        expected = (codec._net(x).x_hat[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        expected = (codec.net(x).x_hat[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     difference = np.abs(expected.astype(int) - np.asarray(codec.decode(codec.encode(photo))))
     assert difference.max() <= 1
 
@@ -161,7 +161,7 @@ def test_a_reader_that_computes_other_scales_says_so(tmp_path, tiny_file, photo)
     data = writer.encode(photo.resize((100, 80)))
     assert reader.decode(data).size == (100, 80)
     with torch.no_grad():
-        reader._net.cc_scale_transforms[2][-1].bias.mul_(1.01)
+        reader.net.cc_scale_transforms[2][-1].bias.mul_(1.01)
     with pytest.raises(IncompatibleModel, match="cannot be reproduced"):
         reader.decode(data)
 

@@ -1,0 +1,143 @@
+"""`tcm eval`."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from model.commands.common import Device, ModelDir, one_line_errors, stderr
+
+if TYPE_CHECKING:
+    from model.evaluation.curves import Curves
+    from model.evaluation.measure import Record
+
+_AGREEMENT = 0.01  # of the likelihoods' bits with the real ones
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A folder of images.", exists=True, file_okay=False)],
+    model: Annotated[
+        list[str] | None, typer.Option(help="Models to measure, each as --model NAME; else all.", show_default=False)
+    ] = None,
+    peers: Annotated[bool, typer.Option(help="Measure JPEG, WebP, AVIF and JPEG XL beside them.")] = True,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the curves here (.png, .svg, .pdf).", show_default=False)
+    ] = None,
+    published: Annotated[
+        str | None, typer.Option(help="Kodak, CLIC or Tecnick: draw the paper's curves too.", show_default=False)
+    ] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Every measurement and mean.", show_default=False)
+    ] = None,
+    csv_out: Annotated[Path | None, typer.Option("--csv", help="Every measurement.", show_default=False)] = None,
+    results: Annotated[
+        Path, typer.Option(help="Where measurements are kept, so that a run goes on where it stopped.")
+    ] = Path("runs/eval.jsonl"),
+    per_image: Annotated[bool, typer.Option(help="Print each image, not only the means.")] = False,
+    device: Device = "auto",
+    model_dir: ModelDir = None,
+) -> None:
+    """Measure models on a folder of images: real bits per pixel, PSNR, MS-SSIM, times, BD-rates."""
+    with one_line_errors():
+        from model.codec import Codec
+        from model.evaluation.coders import Coder, TCMCoder
+        from model.evaluation.coders import peers as known_peers
+        from model.evaluation.curves import PUBLISHED, curves
+        from model.evaluation.measure import images_in, measure
+        from model.evaluation.plot import plot as draw
+        from model.zoo import Zoo
+
+        if published is not None and published not in PUBLISHED:
+            raise ValueError(f"published curves are those of {', '.join(PUBLISHED)}")
+        zoo = Zoo(model_dir)
+        images = images_in(folder)
+        names = model or [entry.name for entry in zoo.entries()]
+        coders: list[Coder] = [TCMCoder(Codec.load(zoo.get(name), device)) for name in names]
+        coders += known_peers() if peers else []
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as progress:
+            task = progress.add_task("", total=len(coders) * len(images))
+            records = measure(
+                coders,
+                images,
+                results,
+                advance=lambda name: progress.update(task, advance=1, description=name),
+                skipped=lambda why: stderr.print(f"tcm: skipped {why}", markup=False),
+            )
+        found = curves(records)
+        if per_image:
+            _print_images(records)
+        _print_curves(found)
+        if plot:
+            draw(found, plot, f"{len(images)} images of {folder.name}", published)
+        if json_out:
+            means = {name: [dataclasses.asdict(p) for p in points] for name, points in found.items()}
+            everything = {
+                "curves": means,
+                "bd_rate": _bd_rates(found),
+                "images": [dataclasses.asdict(r) for r in records],
+            }
+            json_out.write_text(json.dumps(everything, indent=1))
+        if csv_out:
+            with csv_out.open("w", newline="") as file:
+                writer = csv.DictWriter(file, [*dataclasses.asdict(records[0]), "bits_per_pixel"])
+                writer.writeheader()
+                writer.writerows({**dataclasses.asdict(r), "bits_per_pixel": r.bits_per_pixel} for r in records)
+
+
+def _print_curves(found: Curves) -> None:
+    table = Table(box=None)
+    for name in ("coder", "setting", "bits/pixel", "PSNR dB", "MS-SSIM", "encode s", "decode s", "estimate"):
+        table.add_column(name, justify="left" if name in ("coder", "setting") else "right", no_wrap=True)
+    apart = []
+    for name, points in found.items():
+        for p in points:
+            similarity = f"{p.ms_ssim:.4f}" if p.ms_ssim is not None else "–"
+            estimate = f"{p.estimate_error:+.2%}" if p.estimate_error is not None else "–"
+            if p.estimate_error is not None and abs(p.estimate_error) > _AGREEMENT:
+                apart.append(p.setting)
+            row = (f"{p.bits_per_pixel:.4f}", f"{p.psnr:.3f}", similarity, f"{p.encode_s:.3f}", f"{p.decode_s:.3f}")
+            table.add_row(name, p.setting, *row, estimate)
+    console = Console()
+    console.print(table)
+    console.print()
+    for test, against in _bd_rates(found).items():
+        for anchor, rate in against.items():
+            console.print(f"BD-rate (PSNR) of {test} against {anchor}: {rate:+.1f} %", highlight=False)
+    if apart:
+        console.print(
+            f"The likelihoods' bits and the real ones differ by more than 1 %: {', '.join(apart)}", style="red"
+        )
+
+
+def _bd_rates(found: Curves) -> dict[str, dict[str, float]]:
+    """Of each TCM family against each other codec."""
+    from model.evaluation.coders import PEERS
+    from model.evaluation.curves import bd_rate
+
+    rates: dict[str, dict[str, float]] = {}
+    for test in (name for name in found if name not in PEERS):
+        for anchor in (name for name in found if name in PEERS):
+            rate = bd_rate(found[anchor], found[test])
+            if rate is not None:
+                rates.setdefault(test, {})[anchor] = rate
+    return rates
+
+
+def _print_images(records: list[Record]) -> None:
+    table = Table(box=None)
+    for name in ("image", "coder", "setting", "bits/pixel", "PSNR dB"):
+        table.add_column(name, no_wrap=True)
+    for r in records:
+        setting = re.sub(r"@.*", "", r.setting)
+        table.add_row(r.image, r.coder, setting, f"{r.bits_per_pixel:.4f}", f"{r.psnr:.3f}")
+    Console().print(table)

@@ -1,0 +1,139 @@
+"""The loop over coders and images: real files, timed, one record each, kept so that a run can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.errors import ModelError
+from model.evaluation.coders import Coder, TCMCoder
+from model.evaluation.metrics import ms_ssim, psnr
+from model.pixels import Pixels, read_image
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image through one setting of one coder.
+
+    Attributes:
+        coder: name of the curve.
+        setting: of the coder: a model, or a quality.
+        image: file name.
+        digest: of the image file, so that a changed one is measured anew.
+        pixels: width times height.
+        size: of the compressed file, bytes.
+        psnr: dB.
+        ms_ssim: 0 to 1, or None for small images.
+        encode_s: seconds.
+        decode_s: seconds.
+        estimated_bits: of the network's likelihoods; None for other codecs.
+    """
+
+    coder: str
+    setting: str
+    image: str
+    digest: str
+    pixels: int
+    size: int
+    psnr: float
+    ms_ssim: float | None
+    encode_s: float
+    decode_s: float
+    estimated_bits: float | None = None
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """Of the whole file."""
+        return 8 * self.size / self.pixels
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What makes a measurement the same."""
+        return self.coder, self.setting, self.digest
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder, by name.
+
+    Raises:
+        ValueError: there are none.
+    """
+    suffixes = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".ppm"}
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
+    if not found:
+        raise ValueError(f"{folder} holds no images")
+    return found
+
+
+def load_records(path: Path) -> dict[tuple[str, str, str], Record]:
+    """What an earlier run has measured; a last line that was cut off is left out."""
+    records = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = Record(**json.loads(line))
+        except (json.JSONDecodeError, TypeError):
+            continue
+        records[record.key] = record
+    return records
+
+
+def measure(
+    coders: Sequence[Coder],
+    images: Iterable[Path],
+    results: Path,
+    advance: Callable[[str], None] = lambda _: None,
+    skipped: Callable[[str], None] = lambda _: None,
+) -> list[Record]:
+    """Measure every image with every coder, appending to `results` what is not there already.
+
+    Args:
+        advance: told the image's name after each measurement.
+        skipped: told why an image is left out.
+    """
+    known = load_records(results)
+    records = []
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("a") as log:
+        for path in images:
+            data = path.read_bytes()
+            digest = hashlib.sha256(data).hexdigest()[:16]
+            try:
+                pixels = read_image(data).rgb
+            except ModelError as error:
+                skipped(f"{path.name}: {error}")
+                continue
+            for coder in coders:
+                record = known.get((coder.name, coder.setting, digest))
+                if record is None:
+                    record = _measure_one(coder, path.name, digest, pixels)
+                    log.write(json.dumps(dataclasses.asdict(record)) + "\n")
+                    log.flush()
+                records.append(record)
+                advance(path.name)
+    return records
+
+
+def _measure_one(coder: Coder, name: str, digest: str, pixels: Pixels) -> Record:
+    start = time.perf_counter()
+    data = coder.encode(pixels)
+    encoded = time.perf_counter()
+    back = coder.decode(data)
+    decoded = time.perf_counter()
+    return Record(
+        coder=coder.name,
+        setting=coder.setting,
+        image=name,
+        digest=digest,
+        pixels=pixels.shape[0] * pixels.shape[1],
+        size=len(data),
+        psnr=psnr(pixels, back),
+        ms_ssim=ms_ssim(pixels, back),
+        encode_s=encoded - start,
+        decode_s=decoded - encoded,
+        estimated_bits=coder.estimate(pixels) if isinstance(coder, TCMCoder) else None,
+    )

@@ -1,0 +1,85 @@
+"""`tcm eval`: honest numbers, resumable, and a picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.evaluation.coders import PillowCoder, TCMCoder
+from model.evaluation.curves import Point, bd_rate, curves
+from model.evaluation.measure import images_in, load_records, measure
+from model.evaluation.metrics import ms_ssim, psnr
+from tests.conftest import DATA
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "photo.png").write_bytes((DATA / "photo.png").read_bytes())
+    (images / "sea.jpg").write_bytes((DATA / "sea.jpg").read_bytes())
+    (images / "broken.png").write_bytes(b"no image")
+    return images
+
+
+def test_psnr_and_ms_ssim():
+    a = np.zeros((200, 200, 3), np.uint8)
+    b = a + 10
+    assert psnr(a, b) == pytest.approx(20 * np.log10(25.5))
+    assert psnr(a, a) == float("inf")
+    assert ms_ssim(a, a) == pytest.approx(1)
+    assert ms_ssim(a[:100], b[:100]) is None
+
+
+def test_a_run_goes_on_where_it_stopped(folder, tmp_path, codec):
+    coders = [TCMCoder(codec), PillowCoder("JPEG", "JPEG", 50)]
+    results, skipped = tmp_path / "r.jsonl", []
+    records = measure(coders, images_in(folder), results, skipped=skipped.append)
+    assert len(records) == 4
+    assert len(skipped) == 1
+    assert "broken.png" in skipped[0]
+    assert len(load_records(results)) == 4
+    with results.open("a") as file:
+        file.write('{"coder": "cut o')  # killed in the middle of a line
+    measured: list[str] = []
+    coders[1] = PillowCoder("JPEG", "JPEG", 60)
+    again = measure(coders, images_in(folder), results, advance=measured.append)
+    assert [r for r in again if r.coder != "JPEG"] == [r for r in records if r.coder != "JPEG"]  # times included
+    for r in records:
+        if r.estimated_bits is not None:
+            assert r.estimated_bits == pytest.approx(8 * r.size, rel=0.03)  # small pictures: the header counts
+
+
+def points(rates, qualities):
+    return [Point("", r, q, None, 0, 0, 1, None) for r, q in zip(rates, qualities, strict=True)]
+
+
+def test_bd_rate_of_a_codec_that_needs_half_the_bits():
+    anchor = points([0.2, 0.4, 0.8, 1.6], [28, 31, 34, 37])
+    assert bd_rate(anchor, points([0.1, 0.2, 0.4, 0.8], [28, 31, 34, 37])) == pytest.approx(-50, abs=0.5)
+    assert bd_rate(anchor, anchor) == pytest.approx(0, abs=1e-6)
+    assert bd_rate(anchor, points([0.1], [30])) is None
+    assert bd_rate(anchor, points([0.1, 0.2], [10, 12])) is None
+
+
+def test_the_command(folder, tmp_path):
+    tcm = Path(sys.executable).with_name("tcm")
+    outputs = ["--plot", "rd.png", "--json", "all.json", "--csv", "all.csv", "--results", "r.jsonl"]
+    (folder / "broken.png").unlink()
+    (folder / "sea.jpg").unlink()
+    command = [tcm, "eval", folder, "--model", "tcm-xs-mse-0.013", "--model", "tcm-xs-mse-0.05", *outputs]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert "BD-rate (PSNR) of tcm-xs-mse against JPEG" in result.stdout
+    assert Image.open(tmp_path / "rd.png").size[0] > 500
+    told = json.loads((tmp_path / "all.json").read_text())
+    assert [p["images"] for p in told["curves"]["tcm-xs-mse"]] == [1, 1]
+    assert told["bd_rate"]["tcm-xs-mse"].keys() >= {"JPEG", "WebP"}
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 1 + len(told["images"])
+    assert curves([]) == {}
