@@ -12,6 +12,7 @@ Names are imported when first used: `tcm --help` and readers of headers need no 
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from model.errors import ModelError
     from model.network import TCM, TCMOutput
     from model.zoo import Zoo
+
+# compressai scripts one function at import in a way that torch has deprecated; nobody here can do anything about it
+warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
 
 __all__ = ["TCM", "Codec", "ModelError", "TCMConfig", "TCMOutput", "Zoo"]
 

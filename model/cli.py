@@ -8,7 +8,6 @@ network.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
@@ -16,9 +15,6 @@ from typing import Any
 import typer
 
 from model.commands import coding, models
-
-# compressai scripts one function at import in a way that torch has deprecated; its users can do nothing about it
-warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
 
 app = typer.Typer(
     name="tcm",

@@ -102,6 +102,14 @@ class Codec:
         tensors = [*self.net.parameters(), *self.net.buffers()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
+    def close(self) -> None:
+        """Give the device's memory back. The codec is of no use afterwards."""
+        with self._lock:
+            for tensor in (*self.net.parameters(), *self.net.buffers()):
+                tensor.data = tensor.data.new_empty(0)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
     # ---- an image
 
     def encode(self, image: Image.Image, *, keep_metadata: bool = True) -> bytes:

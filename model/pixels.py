@@ -35,7 +35,8 @@ _ORIENTATION, _XMP = 274, 700
 # tags of a TIFF that lay out its pixels: part of the file, not of what it says about the photograph
 _TIFF_LAYOUT = {*range(254, 270), *range(273, 282), 284, 292, 293, 297, *range(301, 304), *range(317, 348),
                 *range(512, 522), *range(529, 533), _ORIENTATION, _XMP, 34377, 34675, 33723}  # fmt: skip
-_MAX_OUTPUT_SIDE = {"webp": 16383, "jpeg": 65535, "avif": 65535}
+MAX_OUTPUT_SIDE = {"webp": 16383, "jpeg": 65500, "avif": 32768}
+"""Longest side that Pillow writes and reads back; the other formats hold any."""
 
 Image.init()  # every plugin now, not in the middle of somebody's first request
 Image.MAX_IMAGE_PIXELS = None  # every reader here checks the header's size itself, before decoding
@@ -222,16 +223,15 @@ def write_image(picture: Picture, file_format: str) -> bytes:
     if file_format not in OUTPUT_FORMATS:
         raise OutputLimit(f"no output format {file_format!r}; known are {', '.join(OUTPUT_FORMATS)}")
     side = max(picture.width, picture.height)
-    if side > _MAX_OUTPUT_SIDE.get(file_format, side):
-        raise OutputLimit(f"{file_format} holds sides up to {_MAX_OUTPUT_SIDE[file_format]}: ask for png or tiff")
+    if side > MAX_OUTPUT_SIDE.get(file_format, side):
+        raise OutputLimit(f"{file_format} holds sides up to {MAX_OUTPUT_SIDE[file_format]}: ask for png or tiff")
     image = to_pil(picture)
     if file_format == "jpeg" and picture.alpha is not None:
         ground = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(ground, image.convert("RGBA")).convert("L" if picture.grey else "RGB")
-    options = {**OUTPUT_FORMATS[file_format], **_metadata_options(picture, file_format)}
     out = io.BytesIO()
     try:
-        image.save(out, **options)
+        image.save(out, **OUTPUT_FORMATS[file_format], **_metadata_options(picture, file_format))
     except (OSError, ValueError, SyntaxError, KeyError, TypeError):
         # metadata that this format's writer refuses must not cost the picture
         out = io.BytesIO()

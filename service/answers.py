@@ -1,0 +1,75 @@
+"""What a client is told when something raises: the table from exceptions to problems, and the response."""
+
+from __future__ import annotations
+
+import structlog
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Scope
+
+from model import errors as model_errors
+from service import errors
+from service.identity import Record
+
+log = structlog.get_logger()
+
+FROM_MODEL: dict[type[Exception], type[errors.Problem]] = {
+    model_errors.UnknownModel: errors.UnknownModel,
+    model_errors.OutputLimit: errors.NotAcceptable,
+    model_errors.IncompatibleModel: errors.IncompatibleModel,
+    model_errors.UnsupportedImage: errors.UnsupportedImage,
+    model_errors.UnsupportedBitstream: errors.UnsupportedBitstream,
+    model_errors.CorruptImage: errors.CorruptImage,
+    model_errors.CorruptBitstream: errors.CorruptBitstream,
+    model_errors.TooManyPixels: errors.TooManyPixels,
+    model_errors.OutOfMemory: errors.OutOfMemory,
+    model_errors.CheckpointMismatch: errors.ModelUnavailable,
+    model_errors.CheckpointUnreadable: errors.ModelUnavailable,
+}
+"""What `model` raises, as what a client is told. An error that is not here is the server's mistake."""
+
+_FROM_FRAMEWORK: dict[int, type[errors.Problem]] = {
+    400: errors.MalformedRequest,
+    404: errors.NotFound,
+    405: errors.MethodNotAllowed,
+}
+
+ANSWERED = (HTTPException, RequestValidationError, errors.Problem, model_errors.ModelError, MemoryError)
+"""Exceptions that a handler may end with; any other is unexpected, and answered by `Observe`."""
+
+
+def as_problem(error: Exception) -> errors.Problem:
+    """The problem that any exception means to a client; one that means none is an `InternalError`."""
+    if isinstance(error, errors.Problem):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException) and error.status_code in _FROM_FRAMEWORK:
+        return _FROM_FRAMEWORK[error.status_code](error.detail, headers=error.headers)
+    if isinstance(error, MemoryError):
+        return errors.OutOfMemory("the server has not enough memory left for this request")
+    if type(error) in FROM_MODEL:
+        return FROM_MODEL[type(error)](str(error))
+    return errors.InternalError("something went wrong here; the request_id leads the operator to it")
+
+
+def _invalid(error: RequestValidationError) -> errors.InvalidParameter:
+    reasons = [{"parameter": str(e["loc"][-1]), "reason": str(e["msg"])} for e in error.errors()]
+    detail = "; ".join(f"{e['parameter']}: {e['reason']}" for e in reasons)
+    return errors.InvalidParameter(detail, errors=reasons)
+
+
+def answer(scope: Scope, error: Exception) -> Response:
+    """The response to an exception. What the client is not told is logged."""
+    problem = as_problem(error)
+    record = Record.of(scope)
+    record.problem = problem
+    if isinstance(problem, errors.InternalError | errors.ModelUnavailable):
+        log.error(problem.code, exc_info=error)
+    return Response(
+        problem.document(record.request_id),
+        status_code=problem.status,
+        headers={"Cache-Control": "no-store"} | problem.headers,
+        media_type=errors.MEDIA_TYPE,
+    )

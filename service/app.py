@@ -1,0 +1,100 @@
+"""The composition root: settings -> zoo -> pool -> scheduler -> routes. Everything is made here, nothing is global.
+
+A request passes `Observe` (its id, its log line, its numbers), then `BodyLimit` (bytes), then its handler in `routes/`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from model.codec import pick_device
+from model.zoo import Zoo, ZooEntry
+from service import answers, openapi
+from service.context import Context
+from service.health import Health
+from service.limits import BodyLimit
+from service.metrics import Metrics, version
+from service.observe import Observe
+from service.pool import Pool
+from service.routes import decode, encode, metrics, models, page, probes, problems
+from service.scheduler import Scheduler
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service.
+
+    Raises:
+        UnknownModel: a model that the settings name is not installed.
+        ValueError: the device that they name is not here.
+    """
+    zoo = Zoo(settings.model_dir)
+    measured = Metrics()
+    pool = Pool(str(pick_device(settings.device)), settings.memory_budget, measured)
+    context = Context(
+        settings=settings,
+        zoo=zoo,
+        default_entry=zoo.default(settings.default_model),
+        metrics=measured,
+        pool=pool,
+        scheduler=Scheduler(pool, measured, workers=settings.workers, max_pixels=settings.max_pixels),
+        health=Health(),
+    )
+    preloaded = _preloaded(settings, zoo)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        for problem in zoo.problems:
+            log.warning("model skipped", reason=problem)
+        # beside the server, so that probes are answered while models load
+        proof = asyncio.create_task(context.health.prove(context.scheduler, preloaded))
+        yield
+        proof.cancel()
+        await asyncio.to_thread(context.scheduler.close)
+        await asyncio.to_thread(pool.close)
+
+    app = FastAPI(
+        title="TCM",
+        summary="Learned image compression as a service.",
+        description="TCM (CVPR 2023) models behind HTTP. Every error is an RFC 9457 problem, listed at /problems.",
+        version=version(),
+        openapi_tags=openapi.TAGS,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        exception_handlers=dict.fromkeys(answers.ANSWERED, _answer),
+    )
+    app.state.context = context
+    for resource in (encode, decode, models, problems, probes, metrics, page):
+        app.include_router(resource.router)
+    app.mount("/static", StaticFiles(directory=page.WEB), name="static")
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Observe, metrics=measured)  # added last, so outermost
+    openapi.complete(app)
+    return app
+
+
+def _preloaded(settings: Settings, zoo: Zoo) -> list[ZooEntry]:
+    """The models that the setting `preload` names."""
+    entries: dict[str, ZooEntry] = {}
+    for word in settings.preload:
+        if word == "all":
+            entries |= {entry.name: entry for entry in zoo.entries()}
+        elif word != "none":
+            entry = zoo.default(settings.default_model) if word == "default" else zoo.get(word)
+            entries[entry.name] = entry
+    return list(entries.values())
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    return answers.answer(request.scope, error)

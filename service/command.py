@@ -1,0 +1,111 @@
+"""`tcm serve`: the settings as options, one process, one device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+import structlog
+import typer
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from service import logs
+from service.settings import PREFIX, PROGRAM, Settings, option
+
+USAGE_ERROR = 2
+BACKLOG = 2048
+
+
+def serve(ctx: typer.Context) -> None:
+    """Serve the models over HTTP; `tcm serve --help` lists the settings."""
+    raise typer.Exit(run(ctx.args))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Serve until told to stop. Returns the exit code: 0, 1 (cannot serve) or 2 (wrong settings)."""
+    try:
+        settings = Settings.from_arguments(arguments)
+    except SettingsError as error:
+        return _fail(str(error).removeprefix("error parsing CLI: "), USAGE_ERROR)
+    except ValidationError as error:
+        return _fail(_one_line(error), USAGE_ERROR)
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    return _serve(settings)
+
+
+def _serve(settings: Settings) -> int:
+    logs.configure(settings.log_level)
+    # only now: `--help` and wrong options need no torch
+    import uvicorn
+
+    from model.errors import UnknownModel
+    from service.app import create_app
+    from service.context import Context
+    from service.protocol import Protocol
+
+    log = structlog.get_logger()
+    try:
+        app = create_app(settings)
+    except (UnknownModel, ValueError) as error:
+        return _fail(str(error), USAGE_ERROR)
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # which repeats the address
+        return _fail(f"cannot listen on {settings.host}:{settings.port}: {reason}", 1)
+
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{listener.getsockname()[1]}"
+    here: Context = app.state.context
+    installed = [entry.name for entry in here.zoo.entries()]
+    for name in unknown_variables():
+        log.warning("unknown setting", variable=name)
+    log.info("listening", url=url, device=here.pool.device, default_model=here.default_entry.name, models=installed)
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\n  {url}  on {here.pool.device}\n  models: {', '.join(installed)}\n\n")
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what uvicorn re-raises once it has shut down
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.timeout_ms // 1000 + 1,  # no request lives longer
+    )
+    with contextlib.suppress(KeyboardInterrupt), listener:
+        uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if ":" not in host:
+        return socket.create_server((host, port), backlog=BACKLOG)
+    both = socket.has_dualstack_ipv6()  # so that :: is every address, of either kind
+    return socket.create_server((host, port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=both)
+
+
+def unknown_variables() -> list[str]:
+    """Variables of the environment that look like settings and are none: most often a slip of the pen."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+
+
+def _one_line(error: ValidationError) -> str:
+    return "; ".join(
+        f"{option(name)} ({PREFIX}{name.upper()}): {e['msg']}, not {e['input']!r}"
+        for e in error.errors()
+        for name in [str(e["loc"][0])]
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"{PROGRAM}: error: {message}\n")
+    return code

@@ -1,0 +1,41 @@
+"""The parts of the service, put together once in `app.create_app`; a handler names them as its parameter `here`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from model.zoo import Zoo, ZooEntry
+from service.health import Health
+from service.metrics import Metrics
+from service.pool import Pool
+from service.scheduler import Scheduler
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a handler may use.
+
+    Attributes:
+        default_entry: the model of requests that name none.
+    """
+
+    settings: Settings
+    zoo: Zoo
+    default_entry: ZooEntry
+    metrics: Metrics
+    pool: Pool
+    scheduler: Scheduler
+    health: Health
+
+
+def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+Here = Annotated[Context, Depends(_context)]

@@ -1,0 +1,250 @@
+"""Every problem a client can meet: one class each, which owns its status. Answered as RFC 9457 problem+json.
+
+The first line of a docstring is the problem's title; all of it is served at the problem's `type`, /problems/{code}.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import ClassVar
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(Exception):
+    """Anything that is answered with another status than 2xx.
+
+    Args:
+        detail: what was wrong with this request, and what to do about it.
+        headers: to send with the answer.
+        members: further members of the answer.
+    """
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+    rejects: ClassVar[bool] = False  # a limit said no: counted in tcm_requests_rejected_total
+
+    def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None, **members: object) -> None:
+        super().__init__(detail)
+        self.detail, self.headers, self.members = detail, dict(headers or {}), members
+
+    @classmethod
+    def title(cls) -> str:
+        """One line, the same for every occurrence."""
+        return cls.documentation().splitlines()[0].rstrip(".")
+
+    @classmethod
+    def documentation(cls) -> str:
+        """What it means and what to do about it."""
+        return inspect.getdoc(cls) or cls.code
+
+    def document(self, request_id: str) -> bytes:
+        """The problem+json itself."""
+        members: dict[str, object] = {
+            "type": f"/problems/{self.code}",
+            "title": self.title(),
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+            "request_id": request_id,
+        }
+        return json.dumps(members | self.members).encode()
+
+
+class MalformedRequest(Problem):
+    """The request is not well formed.
+
+    A header contradicts itself, the multipart body has no boundary, or the bytes are no HTTP at all.
+    """
+
+    status, code = 400, "malformed-request"
+
+
+class EmptyBody(Problem):
+    """The request has no body.
+
+    Send the file as the raw body (`curl --data-binary @photo.png`) or as the multipart field `file`.
+    """
+
+    status, code = 400, "empty-body"
+
+
+class BadForm(Problem):
+    """The multipart form is not one file in the field `file`.
+
+    Several files, another field, or a field without a file name. Parameters go into the query string.
+    """
+
+    status, code = 400, "bad-form"
+
+
+class AmbiguousModel(Problem):
+    """Both `model` and `quality` were given.
+
+    Each of them chooses the model: send one.
+    """
+
+    status, code = 400, "ambiguous-model"
+
+
+class NotFound(Problem):
+    """There is nothing at this address."""
+
+    status, code = 404, "not-found"
+
+
+class UnknownModel(Problem):
+    """No model of this name is installed.
+
+    GET /v1/models lists those that are.
+    """
+
+    status, code = 404, "unknown-model"
+
+
+class MethodNotAllowed(Problem):
+    """This address does not take this method.
+
+    The header `Allow` names those that it takes.
+    """
+
+    status, code = 405, "method-not-allowed"
+
+
+class NotAcceptable(Problem):
+    """No image format that `Accept` allows can be had.
+
+    The member `available` lists the media types that can. WebP, JPEG and AVIF bound the sides of an image.
+    """
+
+    status, code = 406, "not-acceptable"
+
+
+class IncompatibleModel(Problem):
+    """The bitstream needs weights that this server has not got.
+
+    The detail names the model and the fingerprint of its weights. Install them, or decode where it was encoded. The
+    same is said where the weights are here, but this machine cannot reproduce the symbols that were written.
+    """
+
+    status, code = 409, "incompatible-model"
+
+
+class BodyTooLarge(Problem):
+    """The request body is larger than this server takes.
+
+    The limit is the setting TCM_MAX_BODY_BYTES. It is counted before anything is parsed.
+    """
+
+    status, code, rejects = 413, "body-too-large", True
+
+
+class UnsupportedMediaType(Problem):
+    """The content type of the request is none that this address takes.
+
+    An image is sent as `image/*`, a bitstream as `application/vnd.tcm`, either as `application/octet-stream` or
+    `multipart/form-data`; without a Content-Encoding.
+    """
+
+    status, code = 415, "unsupported-media-type"
+
+
+class UnsupportedImage(Problem):
+    """These bytes are no image of a format that can be coded."""
+
+    status, code = 415, "unsupported-image"
+
+
+class UnsupportedBitstream(Problem):
+    """These bytes are no .tcm file, or one of a later version."""
+
+    status, code = 415, "unsupported-bitstream"
+
+
+class InvalidParameter(Problem):
+    """A parameter has a value outside its range.
+
+    The member `errors` names each and says why.
+    """
+
+    status, code = 422, "invalid-parameter"
+
+
+class CorruptImage(Problem):
+    """The image file is damaged or truncated."""
+
+    status, code = 422, "corrupt-image"
+
+
+class CorruptBitstream(Problem):
+    """The .tcm file is damaged or truncated."""
+
+    status, code = 422, "corrupt-bitstream"
+
+
+class TooManyPixels(Problem):
+    """The image has more pixels than this server takes.
+
+    The limit is the setting TCM_MAX_PIXELS. It is read from the file's header, before anything is decoded.
+    """
+
+    status, code, rejects = 422, "too-many-pixels", True
+
+
+class ClientGone(Problem):
+    """The client closed the connection before its answer was there.
+
+    Nobody sees this answer; the status (nginx's) is for logs and metrics.
+    """
+
+    status, code, rejects = 499, "client-gone", True
+
+
+class InternalError(Problem):
+    """The server made a mistake.
+
+    The operator finds it in the log under the `request_id`.
+    """
+
+    status, code = 500, "internal-error"
+
+
+class OutOfMemory(Problem):
+    """The device has no memory left for this image.
+
+    Try again later, or send a smaller image.
+    """
+
+    status, code, rejects = 503, "out-of-memory", True
+
+
+class ModelUnavailable(Problem):
+    """The model is installed, but could not be loaded.
+
+    The operator finds the reason in the log under the `request_id`. Other models may work.
+    """
+
+    status, code = 503, "model-unavailable"
+
+
+class NotReady(Problem):
+    """The service is not ready for requests.
+
+    Its models are being loaded or tried, or failed their trial.
+    """
+
+    status, code = 503, "not-ready"
+
+
+class DeadlineExceeded(Problem):
+    """The request took longer than its deadline.
+
+    The deadline is `timeout_ms=` in the query, at most the setting TCM_TIMEOUT_MS, for the whole request.
+    """
+
+    status, code, rejects = 504, "deadline-exceeded", True
+
+
+PROBLEMS: dict[str, type[Problem]] = {cls.code: cls for cls in Problem.__subclasses__()}

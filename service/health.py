@@ -1,0 +1,75 @@
+"""When the service is ready: after its preloaded models have made a round trip of a known image, and not before."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+import structlog
+from PIL import Image, ImageChops, ImageStat
+
+from model.stages import Stages
+from model.zoo import ZooEntry
+from service.scheduler import Scheduler
+
+log = structlog.get_logger()
+
+MIN_PSNR = 18.0
+"""dB on the known image. The poorest of models gives more; wrong weights or a broken device give less."""
+
+
+class Health:
+    """What the probes say.
+
+    Attributes:
+        reason: why the service is not ready; None once it is.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = "the models are being loaded"
+
+    async def prove(self, scheduler: Scheduler, entries: Sequence[ZooEntry]) -> None:
+        """Load and try these models, then declare the service ready, or say why it never will be."""
+        for entry in entries:
+            self.reason = f"model {entry.name!r} is being tried"
+            try:
+                psnr = await round_trip(scheduler, entry)
+                if psnr < MIN_PSNR:
+                    raise ValueError(f"the known image came back with {psnr:.1f} dB instead of {MIN_PSNR:g}")
+            except Exception as error:
+                self.reason = f"model {entry.name!r} failed its trial: {error}"
+                log.exception("model failed its trial", model=entry.name)
+                return
+            log.info("model tried", model=entry.name, psnr=round(psnr, 2))
+        self.reason = None
+        log.info("ready")
+
+
+async def round_trip(scheduler: Scheduler, entry: ZooEntry) -> float:
+    """PSNR in dB of a known image after encoding and decoding with this model."""
+    image = known_image()
+    encoded = await scheduler.encode(_png(image), entry, stages=Stages())
+    container = await scheduler.inspect(encoded.data, stages=Stages())
+    decoded = await scheduler.decode(container, entry, "png", stages=Stages())
+    return _psnr(image, Image.open(io.BytesIO(decoded)))
+
+
+def known_image() -> Image.Image:
+    """A small picture of gradients, no multiple of the network's padding."""
+    across, around = Image.linear_gradient("L"), Image.radial_gradient("L")
+    return Image.merge("RGB", (across, around, across.transpose(Image.Transpose.ROTATE_90))).resize((144, 112))
+
+
+def _png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def _psnr(a: Image.Image, b: Image.Image) -> float:
+    if a.size != b.size or a.mode != b.mode:
+        return -math.inf
+    squares = ImageStat.Stat(ImageChops.difference(a, b)).sum2
+    mse = sum(squares) / (len(squares) * a.width * a.height)
+    return 10 * math.log10(255**2 / max(mse, 1e-9))

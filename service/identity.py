@@ -1,0 +1,64 @@
+"""Who a request is: its id, the trace it belongs to, and what the log will say of it."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+if TYPE_CHECKING:
+    from service.errors import Problem
+
+REQUEST_ID_HEADER = "X-Request-ID"
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# W3C Trace Context: version 00 ends after the flags, later versions may go on
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
+    return secrets.token_hex(16)
+
+
+def request_id(headers: Headers) -> str:
+    """The client's `X-Request-ID` where it is fit for a log, else a new one."""
+    given = headers.get(REQUEST_ID_HEADER, "")
+    return given if _REQUEST_ID.fullmatch(given) else new_request_id()
+
+
+def trace_id(headers: Headers) -> str | None:
+    """The trace of a valid `traceparent`."""
+    match = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+    return match[2] if match and not (match[1] == "00" and match[3]) else None
+
+
+@dataclass
+class Record:
+    """What is known of one request; handlers and middleware fill it in, the access log reads it.
+
+    Attributes:
+        request_id: echoed to the client, in every log line and every problem.
+        trace_id: of the caller's trace, where it sent one.
+        model: that the request was served with.
+        bytes_in: of the body read so far.
+        bytes_out: of the answer sent so far.
+        problem: that it was answered with.
+    """
+
+    request_id: str
+    trace_id: str | None = None
+    model: str | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    problem: Problem | None = None
+
+    @staticmethod
+    def of(scope: Scope) -> Record:
+        """The record of the request in hand."""
+        record: Record = scope["state"]["record"]
+        return record

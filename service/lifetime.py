@@ -1,0 +1,50 @@
+"""What ends a request early: its deadline, or a client that has gone. Either cancels what its handler awaits."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+from starlette.requests import Request
+
+from service.errors import ClientGone, DeadlineExceeded
+
+
+class Lifetime:
+    """`async with Lifetime(request, seconds) as lifetime:` around the work of a handler.
+
+    Work that waits in a queue leaves it when cancelled; work that a thread has begun is finished and thrown away.
+    """
+
+    def __init__(self, request: Request, seconds: float) -> None:
+        self._request, self._seconds = request, seconds
+        self._timeout = asyncio.timeout(seconds)
+        self._watcher: asyncio.Task[None] | None = None
+        self._client_gone = False
+
+    def ends_with_client(self) -> None:
+        """From here on, a client that leaves ends the work. The body must have been read."""
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        if not self._timeout.expired():
+            self._client_gone = True
+            self._timeout.reschedule(asyncio.get_running_loop().time())  # now
+
+    async def __aenter__(self) -> Lifetime:
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._watcher:
+            self._watcher.cancel()
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            if self._client_gone:
+                raise ClientGone("the client left before its answer was there") from None
+            raise DeadlineExceeded(f"not done within {round(self._seconds * 1000)} ms") from None

@@ -1,0 +1,52 @@
+"""The first gate for size: bytes of the body, counted before anything parses them."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import BodyTooLarge, MalformedRequest
+from service.identity import Record
+
+
+class BodyLimit:
+    """ASGI middleware: who reads a body is told 413 from `Content-Length` at once, else where it passes the limit."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with its body counted."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = Record.of(scope)
+
+        async def counted() -> Message:
+            if not record.bytes_in:  # before the first byte, and before the client is told to go on (100 Continue)
+                self._check(declared_length(Headers(scope=scope)))
+            message = await receive()
+            record.bytes_in += len(message.get("body", b""))
+            self._check(record.bytes_in)
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _check(self, length: int) -> None:
+        if length > self.max_bytes:
+            raise BodyTooLarge(f"the body has more than {self.max_bytes} bytes, the limit of this server")
+
+
+def declared_length(headers: Headers) -> int:
+    """The `Content-Length`, 0 where there is none.
+
+    Raises:
+        MalformedRequest: it is not one number.
+    """
+    values = set(headers.getlist("content-length"))
+    if not values:
+        return 0
+    value = values.pop()
+    if values or not (value.isascii() and value.isdigit() and len(value) < 20):
+        raise MalformedRequest("Content-Length is not one number")
+    return int(value)

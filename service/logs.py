@@ -1,0 +1,38 @@
+"""Logs as JSON, one line an event, on standard output; those of libraries too."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import Processor
+
+
+def configure(level: str) -> None:
+    """Set the process's logging up. Called once, by the command."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,  # the request_id of the request in hand
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of clients' files is in their problems
+    logging.captureWarnings(True)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its tale of starting is told by ours

@@ -1,0 +1,83 @@
+"""What the service counts and measures, in a registry of its own. Base units, prefix `tcm_`."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_BITS_PER_PIXEL = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5)
+
+
+def version() -> str:
+    """Of this service; "unknown" where it runs without being installed."""
+    try:
+        return metadata.version("tcm-service")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+class Metrics:
+    """One attribute a metric."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "tcm_http_requests", "Requests answered.", ["route", "method", "code"], registry=registry
+        )
+        self.request_duration = Histogram(
+            "tcm_http_request_duration_seconds",
+            "From the request's headers to the last byte of its answer.",
+            ["route", "method"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "tcm_requests_rejected", "Requests that a limit turned away.", ["reason"], registry=registry
+        )
+        self.queue_depth = Gauge("tcm_queue_depth", "Requests that wait for the device.", registry=registry)
+        self.queue_pixels = Gauge("tcm_queue_pixels", "Pixels of the requests that wait.", registry=registry)
+        self.queue_wait = Histogram(
+            "tcm_queue_wait_seconds", "Time a request waited for the device.", buckets=_SECONDS, registry=registry
+        )
+        self.stage_duration = Histogram(
+            "tcm_stage_duration_seconds",
+            "Time of one stage of a request.",
+            ["op", "stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.bits_per_pixel = Histogram(
+            "tcm_encoded_bits_per_pixel",
+            "Bits per pixel of encoded images.",
+            ["model"],
+            buckets=_BITS_PER_PIXEL,
+            registry=registry,
+        )
+        self.input_bytes = Counter("tcm_input_bytes", "Bytes of request bodies.", registry=registry)
+        self.output_bytes = Counter("tcm_output_bytes", "Bytes of response bodies.", registry=registry)
+        self.models_loaded = Gauge("tcm_models_loaded", "Models resident on the device.", registry=registry)
+        self.model_load_duration = Histogram(
+            "tcm_model_load_duration_seconds", "Time to load a model.", buckets=_SECONDS, registry=registry
+        )
+        self.model_load_failures = Counter(
+            "tcm_model_load_failures", "Models that could not be loaded.", ["model"], registry=registry
+        )
+        self.model_evictions = Counter(
+            "tcm_model_evictions", "Models that left to keep the memory budget.", ["model"], registry=registry
+        )
+        self.device_memory = Gauge(
+            "tcm_device_memory_bytes", "Memory of the resident models' weights.", ["device"], registry=registry
+        )
+        Gauge("tcm_build_info", "Always 1; the labels say what runs.", ["version", "python"], registry=registry).labels(
+            version(), platform.python_version()
+        ).set(1)
+
+    def stages(self, op: str, seconds: Mapping[str, float]) -> None:
+        """Add the stages of one request."""
+        for stage, duration in seconds.items():
+            self.stage_duration.labels(op, stage).observe(duration)

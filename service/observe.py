@@ -1,0 +1,83 @@
+"""The outermost layer: a request gets its id, and leaves one log line and its numbers, whatever happened to it."""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.answers import answer
+from service.identity import REQUEST_ID_HEADER, Record, request_id, trace_id
+from service.metrics import Metrics
+
+log = structlog.get_logger()
+
+UNMATCHED = "unmatched"
+# any other method shares one label, which must not grow with what clients invent
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_QUIET = {"/livez", "/readyz", "/startupz", "/healthz", "/v2/health/live", "/v2/health/ready", "/metrics"}
+
+
+class Observe:
+    """ASGI middleware around everything else; also the last resort for an unexpected exception."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request, and account for it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        headers = Headers(scope=scope)
+        record = Record(request_id(headers), trace_id(headers))
+        scope.setdefault("state", {})["record"] = record
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=record.request_id)
+        if record.trace_id:
+            structlog.contextvars.bind_contextvars(trace_id=record.trace_id)
+        status = 0
+
+        async def identified(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = record.request_id
+            record.bytes_out += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, identified)
+        except Exception as error:
+            response = answer(scope, error)
+            if status:
+                raise  # half an answer is out: only cutting the connection tells the client
+            await response(scope, receive, identified)
+        finally:
+            self._account(scope, record, status, time.perf_counter() - start)
+
+    def _account(self, scope: Scope, record: Record, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", UNMATCHED)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        code = record.problem.status if record.problem else status
+        self.metrics.requests.labels(route, method, code).inc()
+        self.metrics.request_duration.labels(route, method).observe(seconds)
+        self.metrics.input_bytes.inc(record.bytes_in)
+        self.metrics.output_bytes.inc(record.bytes_out)
+        if record.problem and record.problem.rejects:
+            self.metrics.rejected.labels(record.problem.code).inc()
+        line = {
+            "method": method,
+            "route": route,
+            "status": code,
+            "duration_ms": round(seconds * 1000, 1),
+            "bytes_in": record.bytes_in,
+            "bytes_out": record.bytes_out,
+            "model": record.model,
+            "problem": record.problem.code if record.problem else None,
+        }
+        write = log.debug if route in _QUIET and code < 400 else log.info
+        write("request", **{key: value for key, value in line.items() if value is not None})

@@ -1,0 +1,85 @@
+"""How the interface describes itself: binary bodies, and every problem of every route."""
+
+from __future__ import annotations
+
+import http
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import MEDIA_TYPE, BodyTooLarge, InternalError, Problem
+
+BINARY = {"type": "string", "format": "binary"}
+_REF = {"$ref": "#/components/schemas/Problem"}
+
+TAGS = [
+    {"name": "codec", "description": "An image in, a bitstream out, and back."},
+    {"name": "models", "description": "What can be asked for."},
+    {"name": "operation", "description": "Probes and metrics; never behind a key."},
+    {"name": "problems", "description": "What can go wrong, and what to do about it."},
+]
+
+
+class ProblemDocument(BaseModel):
+    """An RFC 9457 problem; some have further members."""
+
+    model_config = ConfigDict(extra="allow", title="Problem")
+
+    type: str = Field(description="Where the problem is documented, relative to this server.")
+    title: str = Field(description="The same for every occurrence.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What was wrong with this request, and what to do about it.")
+    code: str = Field(description="Stable name of the problem, for programs.")
+    request_id: str = Field(description="As in `X-Request-ID` and in the server's log.")
+
+
+def problems(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that can meet these problems; what any route can meet is added."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    every: set[type[Problem]] = {*classes, BodyTooLarge, InternalError}
+    for cls in sorted(every, key=lambda cls: (cls.status, cls.code)):
+        empty: dict[str, Any] = {"content": {MEDIA_TYPE: {"schema": _REF, "examples": {}}}}
+        response = responses.setdefault(cls.status, empty)
+        response["content"][MEDIA_TYPE]["examples"][cls.code] = {"summary": cls.title(), "value": _example(cls)}
+    for status, response in responses.items():
+        codes = response["content"][MEDIA_TYPE]["examples"]
+        phrase = "Client gone" if status == 499 else http.HTTPStatus(int(status)).phrase
+        response["description"] = f"{phrase}: {', '.join(f'`{code}`' for code in codes)}"
+    return responses
+
+
+def _example(cls: type[Problem]) -> dict[str, Any]:
+    fixed = {"type": f"/problems/{cls.code}", "title": cls.title(), "status": cls.status}
+    return fixed | {"detail": cls.title() + ".", "code": cls.code, "request_id": "3f2a9c1e"}
+
+
+def body(description: str, *media_types: str) -> dict[str, Any]:
+    """The `openapi_extra` of a route that takes one file, raw or as a form."""
+    form = {"type": "object", "required": ["file"], "properties": {"file": BINARY}}
+    raw: dict[str, Any] = {media_type: {"schema": BINARY} for media_type in (*media_types, "application/octet-stream")}
+    return {
+        "requestBody": {
+            "description": description,
+            "required": True,
+            "content": raw | {"multipart/form-data": {"schema": form}},
+        }
+    }
+
+
+def header(description: str, example: str | float) -> dict[str, Any]:
+    """A header of a response."""
+    kind = "string" if isinstance(example, str) else "number"
+    return {"description": description, "schema": {"type": kind}, "example": example}
+
+
+SERVER_TIMING = header("Milliseconds by stage of the request.", "read_image;dur=4.1, g_a;dur=61.0")
+
+
+def complete(app: FastAPI) -> None:
+    """Write the schema of the finished app, with the one component that no route's annotations mention."""
+    schema = app.openapi()
+    components = schema["components"]["schemas"]
+    components["Problem"] = ProblemDocument.model_json_schema()
+    for unused in ("HTTPValidationError", "ValidationError"):  # the framework's own, which `errors` replaces
+        components.pop(unused, None)

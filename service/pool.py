@@ -1,0 +1,123 @@
+"""The resident models: loaded when first asked for, gone when the memory budget needs their room."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import structlog
+
+from model.codec import Codec
+from model.zoo import ZooEntry
+from service.errors import ModelUnavailable
+from service.metrics import Metrics
+
+log = structlog.get_logger()
+
+_BYTES_A_PARAMETER = 4  # weights run in float32
+
+
+@dataclass
+class Resident:
+    """A loaded model.
+
+    Attributes:
+        entry: which one.
+        codec: what works.
+        memory: bytes of its weights.
+        users: requests that hold it; while there are any, it stays.
+    """
+
+    entry: ZooEntry
+    codec: Codec
+    memory: int
+    users: int = 0
+
+
+class Pool:
+    """Residents by their weights' fingerprint. Belongs to the event loop: only loading leaves it.
+
+    Args:
+        device: where the models run.
+        memory_budget: bytes of weights; a model in use is never evicted, so that the budget may be passed for a while.
+        metrics: where loads and evictions are counted.
+    """
+
+    def __init__(self, device: str, memory_budget: int | None, metrics: Metrics) -> None:
+        self.device = device
+        self._budget = memory_budget
+        self._metrics = metrics
+        self._residents: OrderedDict[str, Resident] = OrderedDict()  # the least recently used first
+        self._loads: dict[str, asyncio.Task[None]] = {}
+        self._loading = asyncio.Lock()
+        self._loader = ThreadPoolExecutor(1, "load")
+        self._gauge()
+
+    def resident(self, entry: ZooEntry) -> Resident | None:
+        """The model, if it is loaded."""
+        return self._residents.get(entry.info.fingerprint)
+
+    async def acquire(self, entry: ZooEntry) -> Resident:
+        """The model, loaded if need be, and held until `release`.
+
+        Raises:
+            ModelUnavailable: it could not be loaded.
+        """
+        key = entry.info.fingerprint
+        while (resident := self._residents.get(key)) is None:  # again, if it is evicted while we are waking up
+            if key not in self._loads:  # one load for all who ask meanwhile
+                self._loads[key] = asyncio.create_task(self._load(entry))
+            await asyncio.shield(self._loads[key])  # which goes on if the first of them gives up
+        self._residents.move_to_end(key)
+        resident.users += 1
+        self._gauge()
+        return resident
+
+    def release(self, resident: Resident) -> None:
+        """One user less."""
+        resident.users -= 1
+        self._make_room()
+
+    async def _load(self, entry: ZooEntry) -> None:
+        start = time.perf_counter()
+        try:
+            async with self._loading:
+                self._make_room(entry.info.parameters * _BYTES_A_PARAMETER)
+                loop = asyncio.get_running_loop()
+                codec = await loop.run_in_executor(self._loader, Codec.load, entry, self.device)
+                resident = self._residents[entry.info.fingerprint] = Resident(entry, codec, codec.memory_bytes)
+        except Exception as error:
+            self._metrics.model_load_failures.labels(entry.name).inc()
+            raise ModelUnavailable(f"model {entry.name!r} is installed, but could not be loaded") from error
+        finally:
+            del self._loads[entry.info.fingerprint]
+        seconds = time.perf_counter() - start
+        self._metrics.model_load_duration.observe(seconds)
+        self._gauge()
+        log.info("model loaded", model=entry.name, seconds=round(seconds, 3), memory=resident.memory)
+
+    def _make_room(self, wanted: int = 0) -> None:
+        """Evict idle models, the least recently used first, until `wanted` more bytes keep the budget."""
+        for key, resident in list(self._residents.items()):
+            if self._budget is None or self._memory() + wanted <= self._budget:
+                break
+            if resident.users == 0:
+                del self._residents[key]
+                resident.codec.close()
+                self._metrics.model_evictions.labels(resident.entry.name).inc()
+                log.info("model evicted", model=resident.entry.name, memory=resident.memory)
+        self._gauge()
+
+    def _memory(self) -> int:
+        return sum(resident.memory for resident in self._residents.values())
+
+    def _gauge(self) -> None:
+        self._metrics.models_loaded.set(len(self._residents))
+        self._metrics.device_memory.labels(self.device).set(self._memory())
+
+    def close(self) -> None:
+        """Wait for a load in progress."""
+        self._loader.shutdown(cancel_futures=True)

@@ -1,0 +1,89 @@
+"""POST /v1/decode: a bitstream in, an image out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header
+from starlette.requests import Request
+from starlette.responses import Response
+
+from model.container import MEDIA_TYPE
+from model.stages import Stages
+from service import errors, negotiation, openapi
+from service.context import Here
+from service.identity import Record
+from service.lifetime import Lifetime
+from service.routes.common import TimeoutMs, seconds, server_timing
+from service.upload import disposition, read_upload
+
+router = APIRouter(tags=["codec"])
+
+_EXAMPLE = "`curl --data-binary @photo.tcm …/v1/decode -o photo.png`"
+_IMAGES: dict[str, Any] = {f.media_type: {"schema": openapi.BINARY} for f in negotiation.FORMATS}
+_RESPONSES = openapi.problems(
+    errors.MalformedRequest,
+    errors.EmptyBody,
+    errors.BadForm,
+    errors.NotAcceptable,
+    errors.IncompatibleModel,
+    errors.UnsupportedMediaType,
+    errors.UnsupportedBitstream,
+    errors.CorruptBitstream,
+    errors.TooManyPixels,
+    errors.InvalidParameter,
+    errors.OutOfMemory,
+    errors.ModelUnavailable,
+    errors.DeadlineExceeded,
+) | {
+    200: {
+        "description": "The image, in the format that `Accept` prefers.",
+        "content": _IMAGES,
+        "headers": {
+            "TCM-Model": openapi.header("The model that it was written with.", "tcm-xs-mse-0.013"),
+            "Vary": openapi.header("The format depends on it.", "Accept"),
+            "Server-Timing": openapi.SERVER_TIMING,
+        },
+    }
+}
+
+
+@router.post(
+    "/v1/decode",
+    summary="Get the image back",
+    response_class=Response,
+    responses=_RESPONSES,
+    openapi_extra=openapi.body(f"A .tcm bitstream. {_EXAMPLE}", MEDIA_TYPE),
+)
+async def decode(
+    request: Request,
+    here: Here,
+    accept: Annotated[
+        str | None,
+        Header(description="PNG where nothing is said; WebP and TIFF are lossless, too.", examples=["image/webp"]),
+    ] = None,
+    timeout_ms: TimeoutMs = None,
+) -> Response:
+    """Send a .tcm bitstream, raw or as the form field `file`; get an image of exactly the original's size."""
+    record = Record.of(request.scope)
+    stages = Stages()
+    async with Lifetime(request, seconds(here, timeout_ms)) as lifetime:
+        upload = await read_upload(request, [MEDIA_TYPE], here.settings.max_body_bytes)
+        lifetime.ends_with_client()
+        container = await here.scheduler.inspect(upload.data, stages=stages)
+        wanted = negotiation.choose(accept, container.width, container.height)
+        entry = here.zoo.by_fingerprint(container.fingerprint, container.model)
+        record.model = entry.name
+        image = await here.scheduler.decode(container, entry, wanted.name, stages=stages)
+    here.metrics.stages("decode", stages)
+    return Response(
+        image,
+        media_type=wanted.media_type,
+        headers={
+            "Vary": "Accept",
+            "TCM-Model": entry.name,
+            "Content-Disposition": disposition("inline", f"{upload.stem}.{wanted.name}"),
+            "Server-Timing": server_timing(stages),
+            "X-Content-Type-Options": "nosniff",
+        },
+    )

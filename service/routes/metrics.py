@@ -1,0 +1,26 @@
+"""GET /metrics, for Prometheus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import openapi
+from service.context import Here
+
+router = APIRouter(tags=["operation"])
+
+_TEXT: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
+
+
+@router.get("/metrics", summary="Metrics", response_class=Response, responses=openapi.problems() | _TEXT)
+async def metrics(request: Request, here: Here) -> Response:
+    """Counters and histograms in the text format of Prometheus, or OpenMetrics where that is preferred."""
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(here.metrics.registry), headers={"Content-Type": content_type, "Cache-Control": "no-store"})

@@ -1,0 +1,131 @@
+"""Every option of the service, once: `TCM_PORT` in the environment is `--port` of `tcm serve` and a row in the docs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
+
+from pydantic import BeforeValidator, ByteSize, Field, PositiveInt
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
+
+PREFIX = "TCM_"
+PROGRAM = "tcm serve"
+
+
+def _split(value: object) -> object:
+    """`a,b` or `["a", "b"]` as a list."""
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.lstrip().startswith("[") else [part.strip() for part in value.split(",") if part]
+
+
+class Settings(BaseSettings):
+    """Serve learned image compression over HTTP. Every option can also be given in the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        cli_prog_name=PROGRAM,
+        cli_kebab_case=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_show_env_vars=True,
+        cli_exit_on_error=False,
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="Where the models run: auto (CUDA if present), cpu, cuda or cuda:N. One process serves one device.",
+    )
+    model_dir: Path | None = Field(
+        None, description="Directory of imported models, beside the embedded ones; by default that of `tcm import`."
+    )
+    default_model: str | None = Field(
+        None, description="Model of requests that name none; by default the embedded one of the middle λ."
+    )
+    preload: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        ("default",),
+        description="Models to load and try before the service is ready: names separated by commas (or a JSON list), "
+        "`default`, `all` or `none`. Others are loaded when first asked for.",
+    )
+    memory_budget: ByteSize | None = Field(
+        None,
+        gt=0,
+        description="Device memory for weights, e.g. 2GiB; beyond it the least recently used idle models leave. "
+        "By default all stay.",
+    )
+    max_body_bytes: ByteSize = Field(
+        ByteSize(32 << 20), gt=0, description="Largest request body, e.g. 32MiB; more is answered with 413."
+    )
+    max_pixels: PositiveInt = Field(
+        50_000_000, description="Most pixels of an image, read from its header; more is answered with 422."
+    )
+    timeout_ms: PositiveInt = Field(
+        120_000, description="Deadline of a whole request, and the most that its `timeout_ms=` may ask for."
+    )
+    workers: int = Field(4, ge=1, le=64, description="Threads that read and write image files.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severity that is logged; probes and /metrics log at debug."
+    )
+
+    @classmethod
+    def from_arguments(cls, arguments: Sequence[str]) -> Settings:
+        """From options such as `--port 80`, then the environment, then the defaults.
+
+        Raises:
+            SettingsError: an option that does not exist, or lacks its value.
+            ValidationError: a value that does not fit.
+            SystemExit: `--help` was given, and is printed.
+        """
+        return CliApp.run(cls, list(arguments))
+
+
+def option(name: str) -> str:
+    """The command-line option of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def table() -> str:
+    """The settings as a Markdown table."""
+    rows = ["| environment | option | default | what it does |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        cells = (f"`{PREFIX}{name.upper()}`", f"`{option(name)}`", _shown(field.default), _described(name))
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _shown(default: object) -> str:
+    if default is None:
+        return ""
+    if isinstance(default, ByteSize):
+        return f"`{default.human_readable().removesuffix('.0')}`".replace(".0", "")
+    return f"`{','.join(default) if isinstance(default, tuple) else default}`"
+
+
+def _described(name: str) -> str:
+    field = Settings.model_fields[name]
+    text = field.description or ""
+    if get_origin(field.annotation) is Literal:
+        text += f" One of {', '.join(get_args(field.annotation))}."
+    return text.replace("|", "\\|")
+
+
+def document() -> str:
+    """docs/settings.md."""
+    return (
+        "# Settings of the service\n\n"
+        "<!-- Written by `python -m service.settings > docs/settings.md`; a test keeps it current. -->\n\n"
+        "Each is an environment variable and an option of `tcm serve`; the option wins. Sizes take units (`70MB`, "
+        "`2GiB`).\n\n" + table() + "\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())

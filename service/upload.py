@@ -1,0 +1,102 @@
+"""The file in a request: its raw body, or the field `file` of a multipart form."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import quote
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from service.errors import BadForm, ClientGone, EmptyBody, UnsupportedMediaType
+
+FIELD = "file"
+# what `curl --data-binary` says when it is told nothing: read as raw bytes, too
+_UNTYPED = {"", "application/octet-stream", "application/x-www-form-urlencoded"}
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that a client sent.
+
+    Attributes:
+        data: its bytes, at least one.
+        stem: its name without directory and suffix.
+    """
+
+    data: bytes
+    stem: str
+
+
+async def read_upload(request: Request, media_types: Collection[str], max_bytes: int) -> Upload:
+    """Read the one file of a request.
+
+    Args:
+        request: whose body is limited already.
+        media_types: that a raw body may have, beside the untyped ones; `image/*` means any image.
+        max_bytes: that a form's file may keep in memory.
+
+    Raises:
+        UnsupportedMediaType: the body is of another type.
+        EmptyBody: there is no file, or nothing in it.
+        BadForm: the form is not one file in the field `file`.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(f"send the file as it is, not with Content-Encoding {encoding!r}")
+    try:
+        if media_type == "multipart/form-data":
+            upload = await _read_form(request, max_bytes)
+        elif media_type in _UNTYPED or media_type in media_types or f"{media_type.partition('/')[0]}/*" in media_types:
+            upload = Upload(await request.body(), "image")
+        else:
+            taken = ", ".join([*media_types, "application/octet-stream", "multipart/form-data"])
+            raise UnsupportedMediaType(f"{media_type!r} is not taken here; what is: {taken}")
+    except ClientDisconnect:
+        raise ClientGone("the client left while it was sending") from None
+    if not upload.data:
+        raise EmptyBody("the request carries no bytes; send the file as the body or as the form field `file`")
+    return upload
+
+
+async def _read_form(request: Request, max_bytes: int) -> Upload:
+    parser = MultiPartParser(request.headers, request.stream(), max_files=2, max_fields=2, max_part_size=1024)
+    parser.spool_max_size = max_bytes  # stays in memory: nothing is written to disk, which may be read-only
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise BadForm(f"the form cannot be read: {error.message.rstrip('.')}") from None
+    except UnicodeError:
+        raise BadForm("the form cannot be read: its names are not in the charset that it states") from None
+    try:
+        return await _only_file(form.multi_items())
+    finally:
+        await form.close()
+
+
+async def _only_file(items: list[tuple[str, UploadFile | str]]) -> Upload:
+    if not items:
+        raise EmptyBody("the form has no fields; send the file in the field `file`")
+    names = [name for name, _ in items]
+    if names != [FIELD]:
+        raise BadForm(f"one field `file` is expected, not {names}; parameters go into the query string")
+    value = items[0][1]
+    if not isinstance(value, UploadFile):
+        raise BadForm("the field `file` is text: send it as a file, with a file name")
+    return Upload(await value.read(), _stem(value.filename or "") or "image")
+
+
+def _stem(filename: str) -> str:
+    """Without directory and suffix, and without what no header can carry."""
+    return PurePosixPath(filename.replace("\\", "/").encode(errors="replace").decode()).stem
+
+
+def disposition(kind: str, filename: str) -> str:
+    """A Content-Disposition header for any file name (RFC 6266)."""
+    quoted = quote(filename, safe="")
+    plain = f'filename="{filename}"' if quoted == filename else f"filename*=UTF-8''{quoted}"
+    return f"{kind}; {plain}"

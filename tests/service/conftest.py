@@ -1,0 +1,155 @@
+"""Real server processes, started once a session: one as it comes, one with tight limits."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+DATA = Path(__file__).parent.parent / "data"
+MODEL = "tcm-xs-mse-0.013"
+T = TypeVar("T")
+
+
+@dataclass
+class Server:
+    """A running service."""
+
+    process: subprocess.Popen[bytes]
+    log_file: Path
+    url: str
+    client: httpx.Client
+    first_answers: dict[str, httpx.Response] = field(default_factory=dict)
+
+    def log(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.log_file.read_text().splitlines()]
+
+    def requests(self, request_id: str) -> list[dict[str, object]]:
+        """The access lines of a request; it is written just after the answer."""
+        return wait_for(lambda: [e for e in self.log() if e["event"] == "request" and e["request_id"] == request_id])
+
+    def metric(self, sample: str, **labels: str) -> float:
+        """The sum of the samples of that name that have these labels."""
+        families = text_string_to_metric_families(self.client.get("/metrics").text)
+        return sum(
+            s.value for f in families for s in f.samples if s.name == sample and labels.items() <= s.labels.items()
+        )
+
+    def stop(self) -> int:
+        self.client.close()
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+def wait_for(probe: Callable[[], T], seconds: float = 30) -> T:
+    """The first truthy answer."""
+    end = time.monotonic() + seconds
+    while not (value := probe()):
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+    return value
+
+
+def start(folder: Path, **settings: object) -> Server:
+    """A server on a free port, as soon as it listens."""
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("TCM_")}
+    variables |= {f"TCM_{name.upper()}": str(value) for name, value in settings.items()}
+    log_file = folder / "log.jsonl"
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service", "--port", "0", "--device", "cpu"], stdout=log, env=variables
+        )
+
+    def listening() -> str | None:
+        assert process.poll() is None, log_file.read_text()
+        complete = log_file.read_text().rpartition("\n")[0].splitlines()
+        return next((e["url"] for e in map(json.loads, complete) if e["event"] == "listening"), None)
+
+    url = wait_for(listening, 60)
+    server = Server(process, log_file, url, httpx.Client(base_url=url, timeout=120))
+    for path in ("/livez", "/readyz", "/startupz", "/v2/health/ready"):
+        server.first_answers[path] = server.client.get(path)
+    wait_for(lambda: server.client.get("/readyz").is_success, 90)
+    return server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """As it comes, with nothing but the embedded models."""
+    folder = tmp_path_factory.mktemp("server")
+    running = start(folder, model_dir=folder / "models")
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def tight(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Iterator[Server]:
+    """Small limits, room for two of the embedded models, a tiny model, and one whose file is damaged."""
+    folder = tmp_path_factory.mktemp("tight")
+    models = folder / "models"
+    models.mkdir()
+    (models / tiny_file.name).write_bytes(tiny_file.read_bytes())
+    broken = bytearray(tiny_file.read_bytes().replace(b"tcm-tiny-mse-0.01", b"tcm-sick-mse-0.01"))
+    broken[-1] ^= 1
+    (models / "broken.safetensors").write_bytes(broken)
+    running = start(
+        folder,
+        model_dir=models,
+        preload="none",
+        memory_budget="75MB",
+        max_body_bytes="300kB",
+        max_pixels=200_000,
+        timeout_ms=20_000,
+    )
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def photo_file() -> bytes:
+    return (DATA / "photo.png").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def bitstream(server: Server, photo_file: bytes) -> bytes:
+    response = server.client.post("/v1/encode", params={"model": MODEL}, content=photo_file)
+    assert response.status_code == 200, response.text
+    return response.content
+
+
+def image_file(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, file_format, **options)
+    return out.getvalue()
+
+
+def open_image(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, object]:
+    """It is an RFC 9457 problem, whole and consistent."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, object] = response.json()
+    assert problem["code"] == code
+    assert problem["status"] == status
+    assert problem["type"] == f"/problems/{code}"
+    assert problem["title"]
+    assert problem["detail"]
+    assert problem["request_id"] == response.headers["x-request-id"]
+    return problem

@@ -1,0 +1,69 @@
+"""`tcm serve` as a process: what goes wrong is one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.service.conftest import start
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TCM_")} | variables
+    command = [sys.executable, "-m", "service", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--port", "many"], "--port (TCM_PORT)"),
+        (["--prot", "80"], "--prot"),
+        (["--preload", "[x"], "--preload (TCM_PRELOAD)"),
+        (["--default-model", "tcm-none"], "tcm-none"),
+        (["--device", "cuda:99"], "cuda:99"),
+    ],
+)
+def test_wrong_settings(arguments: list[str], named: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert named in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_wrong_variable_is_named() -> None:
+    result = run(TCM_MAX_PIXELS="none")
+    assert result.returncode == 2
+    assert "TCM_MAX_PIXELS" in result.stderr
+
+
+def test_a_taken_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = run("--port", str(port), "--device", "cpu")
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        f"tcm serve: error: cannot listen on 127.0.0.1:{port}: Address already in use"
+    ]
+
+
+def test_help_lists_the_settings() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    for text in ("--max-body-bytes", "TCM_MEMORY_BUDGET"):
+        assert text in result.stdout
+
+
+def test_it_says_where_it_listens_and_stops_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    server = start(tmp_path, model_dir=tmp_path, preload="none", prot=80)
+    [line] = [e for e in server.log() if e["event"] == "listening"]
+    assert "tcm-xs-mse-0.05" in line["models"]
+    assert line["device"] == "cpu"
+    assert [e["variable"] for e in server.log() if e["event"] == "unknown setting"] == ["TCM_PROT"]
+    assert server.stop() == 0

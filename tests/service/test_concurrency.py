@@ -1,0 +1,91 @@
+"""While the device works on one thing, everything else goes on."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.service.conftest import Server, assert_problem, image_file, wait_for
+
+
+@pytest.fixture(scope="module")
+def large(photo: Image.Image) -> bytes:
+    """Keeps a CPU busy for seconds."""
+    return image_file(photo.resize((1536, 1024)), "JPEG")
+
+
+@contextmanager
+def busy(server: Server, large: bytes) -> Iterator[Future[httpx.Response]]:
+    """The device works on a large image."""
+    before = server.metric("tcm_queue_wait_seconds_count")
+    with ThreadPoolExecutor(1) as client:
+        work = client.submit(httpx.post, f"{server.url}/v1/encode", content=large, timeout=120)
+        wait_for(lambda: server.metric("tcm_queue_wait_seconds_count") > before)
+        yield work
+        assert work.result().status_code == 200
+
+
+def test_the_event_loop_answers(server: Server, large: bytes, photo_file: bytes) -> None:
+    with busy(server, large) as work:
+        slowest, probes = 0.0, 0
+        while not work.done() and probes < 40:
+            start = time.perf_counter()
+            assert server.client.get("/livez").status_code == 200
+            slowest = max(slowest, time.perf_counter() - start)
+            probes += 1
+            time.sleep(0.02)
+        assert probes > 10
+        assert slowest < 1
+        # what needs no device is read and answered while the device is busy
+        assert_problem(server.client.post("/v1/encode", content=photo_file[:9000]), 422, "corrupt-image")
+        assert not work.done()
+
+
+def test_two_at_once_are_both_served(server: Server, large: bytes, photo_file: bytes) -> None:
+    with busy(server, large) as work, ThreadPoolExecutor(1) as client:
+        second = client.submit(server.client.post, "/v1/encode", content=photo_file)
+        wait_for(lambda: server.metric("tcm_queue_depth") == 1)
+        assert server.metric("tcm_queue_pixels") == 384 * 256
+        assert not work.done()  # the second image was read while the device worked on the first
+        assert second.result().status_code == 200
+    assert server.metric("tcm_queue_depth") == 0
+
+
+def test_a_deadline_ends_the_wait(server: Server, large: bytes, photo_file: bytes) -> None:
+    with busy(server, large) as work:
+        done = server.metric("tcm_stage_duration_seconds_count", op="encode", stage="g_a")
+        response = server.client.post("/v1/encode", params={"timeout_ms": 300}, content=photo_file)
+        assert_problem(response, 504, "deadline-exceeded")
+        assert not work.done()
+        assert server.metric("tcm_queue_depth") == 0
+    assert server.metric("tcm_stage_duration_seconds_count", op="encode", stage="g_a") == done + 1
+
+
+def test_a_client_that_leaves_is_dropped(server: Server, large: bytes, photo_file: bytes) -> None:
+    gone = server.metric("tcm_requests_rejected_total", reason="client-gone")
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /v1/encode HTTP/1.1\r\nHost: x\r\nX-Request-ID: left\r\nContent-Length: {len(photo_file)}\r\n\r\n"
+    with busy(server, large) as work:
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + photo_file)
+            wait_for(lambda: server.metric("tcm_queue_depth") == 1)
+        wait_for(lambda: server.metric("tcm_requests_rejected_total", reason="client-gone") == gone + 1)
+        assert server.metric("tcm_queue_depth") == 0
+        assert not work.done()
+    [line] = server.requests("left")
+    assert (line["status"], line["problem"]) == (499, "client-gone")
+
+
+def test_a_client_that_leaves_while_sending(server: Server) -> None:
+    gone = server.metric("tcm_requests_rejected_total", reason="client-gone")
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+    wait_for(lambda: server.metric("tcm_requests_rejected_total", reason="client-gone") == gone + 1)

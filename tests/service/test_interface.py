@@ -1,0 +1,107 @@
+"""What the service says of itself: its OpenAPI document, and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from service.errors import PROBLEMS
+from tests.service.conftest import Server
+
+
+@pytest.fixture(scope="module")
+def schema(server: Server) -> dict[str, Any]:
+    document: dict[str, Any] = server.client.get("/openapi.json").json()
+    return document
+
+
+def _operations(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, item in schema["paths"].items():
+        for method, operation in item.items():
+            yield f"{method} {path}", operation
+
+
+def _references(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value)
+
+
+def test_openapi_is_sound(schema: dict[str, Any]) -> None:
+    assert schema["openapi"].startswith("3.1")
+    assert schema["info"]["title"] == "TCM"
+    operations = dict(_operations(schema))
+    ids = [operation["operationId"] for operation in operations.values()]
+    assert len(ids) == len(set(ids))
+    tags = {tag["name"] for tag in schema["tags"]}
+    for reference in _references(schema):
+        assert reference.removeprefix("#/components/schemas/") in schema["components"]["schemas"]
+    for name, operation in operations.items():
+        assert set(operation["tags"]) <= tags, name
+        assert operation["summary"], name
+        assert all(response["description"] for response in operation["responses"].values()), name
+
+
+def test_every_problem_of_every_route_is_documented(schema: dict[str, Any]) -> None:
+    documented = set()
+    for name, operation in _operations(schema):
+        for status, response in operation["responses"].items():
+            if status == "200":
+                continue
+            media = response["content"]["application/problem+json"]
+            assert media["schema"] == {"$ref": "#/components/schemas/Problem"}, name
+            for code, example in media["examples"].items():
+                assert PROBLEMS[code].status == int(status) == example["value"]["status"]
+                documented.add(code)
+    unseen = {"client-gone", "not-found", "method-not-allowed"}  # nobody sees it; of no route
+    assert documented >= PROBLEMS.keys() - unseen
+
+
+def test_bodies_are_binary(schema: dict[str, Any]) -> None:
+    binary = {"type": "string", "format": "binary"}
+    encode, decode = (schema["paths"][path]["post"] for path in ("/v1/encode", "/v1/decode"))
+    assert encode["requestBody"]["content"]["image/*"]["schema"] == binary
+    assert encode["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["file"] == binary
+    assert encode["responses"]["200"]["content"] == {"application/vnd.tcm": {"schema": binary}}
+    assert decode["requestBody"]["content"]["application/vnd.tcm"]["schema"] == binary
+    assert set(decode["responses"]["200"]["content"]) == {
+        f"image/{name}" for name in ("png", "webp", "jpeg", "avif", "tiff")
+    }
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.links += [value for name in ("src", "href") if (value := values.get(name))]
+        self.ids |= {value} if (value := values.get("id")) else set()
+        assert not any(name.startswith("on") or name == "style" for name in values), "the policy forbids it"
+
+
+def test_the_page_needs_nothing_from_elsewhere(server: Server) -> None:
+    response = server.client.get("/")
+    assert response.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    page = _Links()
+    page.feed(response.text)
+    for link in page.links:
+        if link != "data:,":
+            assert link.startswith("/")
+            assert server.client.get(link).status_code == 200
+    script = server.client.get("/static/app.js").text
+    assert "http://" not in script
+    assert "https://" not in script
+    asked = {part.partition('"')[0] for part in script.split('$("')[1:]}
+    assert asked <= page.ids

@@ -1,0 +1,52 @@
+"""Models are loaded when first asked for, once, and leave when the budget needs their room."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.service.conftest import Server, assert_problem
+
+A, B, C = "tcm-xs-mse-0.0035", "tcm-xs-mse-0.013", "tcm-xs-mse-0.05"
+
+
+def loaded(server: Server) -> set[str]:
+    return {m["name"] for m in server.client.get("/v1/models").json()["models"] if m["loaded"]}
+
+
+def encode(server: Server, model: str, photo_file: bytes) -> int:
+    return server.client.post("/v1/encode", params={"model": model}, content=photo_file).status_code
+
+
+def test_load_on_first_use_and_eviction(tight: Server, photo_file: bytes) -> None:
+    loads = tight.metric("tcm_model_load_duration_seconds_count")
+    with ThreadPoolExecutor(3) as clients:  # who ask at once share one load
+        assert list(clients.map(lambda _: encode(tight, A, photo_file), range(3))) == [200] * 3
+    assert tight.metric("tcm_model_load_duration_seconds_count") == loads + 1
+    assert encode(tight, B, photo_file) == 200
+    assert {A, B} <= loaded(tight)
+    assert encode(tight, A, photo_file) == 200  # so that B is the one least recently used
+    assert encode(tight, C, photo_file) == 200
+    assert loaded(tight) >= {A, C}
+    assert B not in loaded(tight)
+    assert tight.metric("tcm_model_evictions_total", model=B) == 1
+    assert tight.metric("tcm_device_memory_bytes") <= 75e6
+    assert tight.metric("tcm_models_loaded") == len(loaded(tight))
+    assert encode(tight, B, photo_file) == 200  # and it comes back
+
+
+def test_every_model_at_once_under_a_budget_for_two(tight: Server, photo_file: bytes) -> None:
+    with ThreadPoolExecutor(6) as clients:
+        answers = clients.map(lambda model: encode(tight, model, photo_file), [A, B, C, C, B, A])
+        assert list(answers) == [200] * 6
+    assert tight.metric("tcm_device_memory_bytes") <= 75e6
+
+
+def test_a_model_that_does_not_load(tight: Server, photo_file: bytes) -> None:
+    name = "tcm-sick-mse-0.01"
+    response = tight.client.post("/v1/encode", params={"model": name}, content=photo_file)
+    problem = assert_problem(response, 503, "model-unavailable")
+    assert name in str(problem["detail"])
+    assert tight.metric("tcm_model_load_failures_total", model=name) == 1
+    reason = [e for e in tight.log() if e.get("request_id") == problem["request_id"] and e["level"] == "error"]
+    assert "fingerprint" in str(reason[0]["exception"])
+    assert encode(tight, "tcm-tiny-mse-0.01", photo_file) == 200

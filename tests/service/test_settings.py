@@ -1,0 +1,65 @@
+"""The settings: environment, options and docs say the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from service.settings import Settings, document, option
+
+
+def test_every_setting_is_described() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert f"`TCM_{name.upper()}`" in document()
+        assert f"`{option(name)}`" in document()
+
+
+def test_the_docs_are_current() -> None:
+    page = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert page.read_text() == document(), "run `python -m service.settings > docs/settings.md`"
+
+
+def test_options_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TCM_PORT", "81")
+    monkeypatch.setenv("TCM_MEMORY_BUDGET", "2GiB")
+    monkeypatch.setenv("TCM_MODEL_DIR", "")
+    settings = Settings.from_arguments(["--port", "82", "--max-body-bytes", "1kB"])
+    assert settings.port == 82
+    assert settings.memory_budget == 2 << 30
+    assert settings.max_body_bytes == 1000
+    assert settings.model_dir is None
+
+
+@pytest.mark.parametrize("text", ["a, b", '["a", "b"]', "a,b,"])
+def test_lists(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    assert Settings.from_arguments(["--preload", text]).preload == ("a", "b")
+    monkeypatch.setenv("TCM_PRELOAD", text)
+    assert Settings.from_arguments([]).preload == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "70000"),
+        ("port", "http"),
+        ("device", "gpu"),
+        ("memory_budget", "lots"),
+        ("memory_budget", "0"),
+        ("max_pixels", "0"),
+        ("log_level", "loud"),
+        ("preload", "[broken"),
+    ],
+)
+def test_values_that_do_not_fit(name: str, value: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings.from_arguments([option(name), value])
+
+
+@pytest.mark.parametrize("arguments", [["--prot", "80"], ["--port"], ["extra"]])
+def test_options_that_do_not_exist(arguments: list[str]) -> None:
+    with pytest.raises(SettingsError):
+        Settings.from_arguments(arguments)
