@@ -6,6 +6,8 @@ them at the end, so that attention, layer norms and the MLP all see contiguous c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,8 +113,9 @@ class WindowAttention(nn.Module):
         return self.linear(out)  # type: ignore[no-any-return]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        attend = sampled_bias_attention if mask.requires_grad else F.scaled_dot_product_attention
-        return attend(q, k, v, attn_mask=mask).transpose(1, 2).reshape(q.shape[0], -1, self.dim)
+        attend: Callable[..., Tensor] = sampled_bias_attention if mask.requires_grad else F.scaled_dot_product_attention
+        out = attend(q, k, v, attn_mask=mask)
+        return out.transpose(1, 2).reshape(q.shape[0], -1, self.dim)
 
     def bias(self) -> Tensor:
         """The bias of every pair of a window: (heads, w², w²)."""
@@ -124,13 +127,14 @@ class WindowAttention(nn.Module):
     def _masks(self, rows: int, columns: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Bias (1, heads, w², w²), border windows (n,), and their mask (n, heads, w², w²)."""
         parameter = self.relative_position_params
-        if torch.is_grad_enabled() and parameter.requires_grad:
-            return self._fold(rows, columns)
+        if (torch.is_grad_enabled() and parameter.requires_grad) or parameter.is_inference():
+            return self._fold(rows, columns)  # nothing tells when such a parameter has changed
         key = (rows, columns, parameter.device, parameter.dtype, parameter.data_ptr(), parameter._version)
         if key not in self._folded:
             if len(self._folded) >= 8:  # shapes seen lately; a service sees few
                 self._folded.pop(next(iter(self._folded)))
-            self._folded[key] = self._fold(rows, columns)
+            with torch.inference_mode(False), torch.no_grad():  # so that training may use what serving has cached
+                self._folded[key] = self._fold(rows, columns)
         return self._folded[key]
 
     def _fold(self, rows: int, columns: int) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -9,7 +9,6 @@ nothing to its neighbours.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,11 +23,14 @@ from torch import Tensor
 from model import guard, tiles
 from model.checkpoint import ModelInfo, Weights, load
 from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
-from model.entropy import Coder, SymbolMismatch
-from model.errors import CheckpointMismatch, IncompatibleModel, OutOfMemory
+from model.devices import memory_errors, pick_device, use_exact_arithmetic
+from model.entropy import Coder
+from model.errors import CheckpointMismatch, IncompatibleModel
 from model.latents import code_slices
 from model.network import pad_to
-from model.pixels import Picture, decode_alpha, encode_alpha, from_pil, to_pil
+from model.pixels import Picture, Pixels, decode_alpha, encode_alpha, from_pil, to_pil
+from model.precision import Transforms, pick_precision
+from model.reader import Reader
 from model.stages import Stages
 from model.tables import gaussian_tables, guard_tables, scale_boundaries, scale_indexes
 from model.zoo import Zoo, ZooEntry
@@ -39,21 +41,8 @@ Parts = list[tuple[Symbols, Indexes]]
 """What is coded for one picture, in reading order: z, then each slice of y."""
 
 
-def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """`auto` is CUDA where there is one.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"{device!r} is no device: auto, cpu, cuda or cuda:N") from None
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"{device!r} asked for, but {torch.cuda.device_count()} CUDA devices are here")
-    return chosen
+class _NothingLeft(Exception):
+    """No file of the batch can be read any further."""
 
 
 class Codec:
@@ -62,31 +51,45 @@ class Codec:
     Attributes:
         info: which model this is.
         device: where it runs.
-        net: the network, in evaluation mode on that device.
+        net: the network, in evaluation mode on that device, in float32.
+        dtype: of g_a, h_a and g_s, but for their last layers.
         tiling: how large pictures are cut.
     """
 
-    def __init__(self, weights: Weights, device: torch.device, tiling: tiles.Tiling | None = None) -> None:
-        if device.type == "cuda":  # what writer and reader must agree on is computed in full float32
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.allow_tf32 = False
+    def __init__(
+        self, weights: Weights, device: torch.device, precision: str = "auto", tiling: tiles.Tiling | None = None
+    ) -> None:
+        use_exact_arithmetic(device)
         self.info: ModelInfo = weights.info
         self.device = device
         self.tiling = tiling or tiles.Tiling()
         self.net = weights.net.to(device).eval().requires_grad_(False)
+        self.dtype = pick_precision(precision, device)
+        self._transforms = Transforms.of(self.net, self.dtype)
         self._coder = Coder(gaussian_tables() + guard_tables() + weights.z_tables)
         self._boundaries = scale_boundaries().to(device)
         self._medians = self.net.medians()
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, model: str | Path | ZooEntry, device: str | torch.device = "auto", zoo: Zoo | None = None) -> Codec:
+    def load(
+        cls,
+        model: str | Path | ZooEntry,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        zoo: Zoo | None = None,
+    ) -> Codec:
         """A codec from the name of an installed model, or the path of a weights file.
+
+        Args:
+            device: auto (CUDA where there is one), cpu, cuda or cuda:N.
+            precision: of g_a, h_a and g_s: auto (bfloat16 where it is native), float32, bfloat16 or float16. Files
+                written in one are read in any other.
 
         Raises:
             UnknownModel: no model of that name is installed.
             CheckpointUnreadable: the file is damaged.
-            ValueError: no such device here.
+            ValueError: no such device or precision here.
         """
         if isinstance(model, ZooEntry):
             path = model.path
@@ -94,21 +97,23 @@ class Codec:
             path = Path(model)
         else:
             path = (zoo or Zoo()).get(model).path
-        return cls(load(path), pick_device(device))
+        return cls(load(path), pick_device(device), precision)
 
     @property
     def memory_bytes(self) -> int:
         """Memory of the weights on the device."""
-        tensors = [*self.net.parameters(), *self.net.buffers()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.numel() * t.element_size() for t in self._tensors())
 
     def close(self) -> None:
         """Give the device's memory back. The codec is of no use afterwards."""
         with self._lock:
-            for tensor in (*self.net.parameters(), *self.net.buffers()):
+            for tensor in self._tensors():
                 tensor.data = tensor.data.new_empty(0)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.net.parameters(), *self.net.buffers(), *self._transforms.own_tensors()]
 
     # ---- an image
 
@@ -134,47 +139,63 @@ class Codec:
 
     def encode_picture(self, picture: Picture, *, stages: Stages | None = None) -> bytes:
         """As `encode`, with the time of each stage added to `stages`."""
-        return self.encode_batch([picture], stages=stages)[0]
+        return self.pack(picture, self.analyse([picture], stages=stages)[0], stages=stages)
 
     def decode_container(self, container: Container, *, stages: Stages | None = None) -> Picture:
         """As `decode`, from a parsed file."""
-        return self.decode_batch([container], stages=stages)[0]
+        padded = self.synthesise([container], stages=stages)[0]
+        if isinstance(padded, IncompatibleModel):
+            raise padded
+        return self.unpack(container, padded)
 
-    # ---- several images of one padded size
+    # ---- several images of one padded size, each with a bitstream that owes nothing to the others
 
     def padded(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that the networks see; only images that share it can be batched."""
         alignment = self.info.config.alignment
         return width + -width % alignment, height + -height % alignment
 
-    def encode_batch(self, pictures: Sequence[Picture], *, stages: Stages | None = None) -> list[bytes]:
-        """The .tcm files of pictures that share a padded size."""
-        stages = Stages() if stages is None else stages
+    def analyse(self, pictures: Sequence[Picture], *, stages: Stages | None = None) -> list[Parts]:
+        """The symbols of pictures that share a padded size: what needs the device, for `pack`."""
         with self._on_device():
-            parts = self._analyse(self._to_device(pictures), stages)
+            return self._analyse(self._to_device(pictures), Stages() if stages is None else stages)
+
+    def pack(self, picture: Picture, parts: Parts, *, stages: Stages | None = None) -> bytes:
+        """The .tcm file of a picture and its symbols. Any thread may do this while the device works on."""
+        stages = Stages() if stages is None else stages
         with stages("entropy"):
-            payloads = [self._coder.encode(part) for part in parts]
-        return [self._pack(picture, payload) for picture, payload in zip(pictures, payloads, strict=True)]
+            payload = self._coder.encode(parts)
+        with stages("container"):
+            return self._pack(picture, payload)
 
-    def decode_batch(self, containers: Sequence[Container], *, stages: Stages | None = None) -> list[Picture]:
-        """The pictures of files that share a padded size.
+    def synthesise(
+        self, containers: Sequence[Container], *, stages: Stages | None = None
+    ) -> list[Pixels | IncompatibleModel]:
+        """The padded pixels of files that share a padded size: what needs the device, for `unpack`.
 
-        Raises:
-            IncompatibleModel: one of them was not written with these weights, or cannot be reproduced with them.
+        A file that these weights did not write or cannot reproduce gives an error in its place, and costs the others
+        nothing.
         """
         stages = Stages() if stages is None else stages
-        for container in containers:
-            if container.fingerprint != self.info.fingerprint:
-                raise IncompatibleModel(
-                    f"needs model {container.model!r} with weights {container.fingerprint}; "
-                    f"this is {self.info.name!r} with weights {self.info.fingerprint}"
-                )
         with self._on_device():
-            y_hat = self._read_latents(containers, stages)
+            readers, y_hat = self._read_latents(containers, stages)
+            if all(reader.error for reader in readers):
+                return [reader.error for reader in readers if reader.error]
             with stages("g_s"):
-                x_hat = tiles.synthesise(self.net.g_s, y_hat, self.tiling)
-                rgb = self._to_pixels(x_hat)
-        return [self._unpack(container, rgb[b]) for b, container in enumerate(containers)]
+                rgb = self._to_pixels(tiles.synthesise(self._transforms.g_s, y_hat, self.tiling))
+        return [reader.error or pixels for reader, pixels in zip(readers, rgb, strict=True)]
+
+    def unpack(self, container: Container, padded: Pixels) -> Picture:
+        """The picture of a file and its padded pixels. Any thread may do this while the device works on."""
+        width, height = container.width, container.height
+        return Picture(
+            rgb=np.ascontiguousarray(padded[:height, :width]),
+            grey=container.grey,
+            alpha=None if container.alpha is None else decode_alpha(container.alpha, width, height),
+            icc=container.icc,
+            exif=container.exif,
+            xmp=container.xmp,
+        )
 
     # ---- what happens to it
 
@@ -190,9 +211,9 @@ class Codec:
         """The symbols of each picture, and the indexes of their tables."""
         net = self.net
         with stages("g_a"):
-            y = tiles.analyse(net.g_a, x, self.tiling)
+            y = tiles.analyse(self._transforms.g_a, x, self.tiling).contiguous()
         with stages("hyper"):
-            z_symbols = torch.round(net.h_a(y) - self._medians)
+            z_symbols = torch.round(self._transforms.h_a(y) - self._medians)
             z_hat = z_symbols + self._medians
             if not (torch.isfinite(z_symbols).all() and torch.isfinite(y).all()):
                 raise CheckpointMismatch(f"the weights of {self.info.name!r} give numbers that are not finite")
@@ -212,37 +233,39 @@ class Codec:
             code_slices(net, z_hat, code)
         return parts
 
-    def _read_latents(self, containers: Sequence[Container], stages: Stages) -> Tensor:
-        """ŷ (B, M, h, w)."""
+    def _read_latents(self, containers: Sequence[Container], stages: Stages) -> tuple[list[Reader], Tensor]:
+        """ŷ (B, M, h, w) with the readers that know what is wrong with a file; a wrong one is zeros from there on."""
         c = self.info.config
         width, height = self.padded(containers[0].width, containers[0].height)
         h, w = height // tiles.STRIDE, width // tiles.STRIDE
-        z_shape = (len(containers), c.hyper_channels, h // 4, w // 4)
-        in_slice = c.slice_channels * h * w
-        count = math.prod(z_shape[1:]) + c.slices * (guard.symbol_count(in_slice) + in_slice)
-        try:
-            decoders = [self._coder.decoder(container.payload, count) for container in containers]
+        in_z, in_slice = c.hyper_channels * (h // 4) * (w // 4), c.slice_channels * h * w
+        count = in_z + c.slices * (guard.symbol_count(in_slice) + in_slice)
+        readers = [Reader(self._coder, self.info, container, count) for container in containers]
 
-            def read(indexes: Sequence[Indexes], shape: tuple[int, ...]) -> Tensor:
-                with stages("entropy"):
-                    symbols = np.stack([d.read(index) for d, index in zip(decoders, indexes, strict=True)])
-                    return torch.from_numpy(symbols).to(self.device).float().view(shape)
+        def code(_: int, mean: Tensor, scale: Tensor) -> Tensor:
+            with stages("entropy"):
+                shifts = [reader.shifts(in_slice) for reader in readers]
+            indexes = self._indexes(scale, shifts)
+            with stages("entropy"):
+                symbols = [reader.symbols(index) for reader, index in zip(readers, indexes, strict=True)]
+            if all(reader.error for reader in readers):
+                raise _NothingLeft  # a hostile file costs no more than it must
+            return self._symbols_to_device(symbols, mean.shape) + mean
 
-            def code(_: int, mean: Tensor, scale: Tensor) -> Tensor:
-                shifts = [guard.read_shifts(decoder, in_slice) for decoder in decoders]
-                return read(self._indexes(scale, shifts), tuple(mean.shape)) + mean
+        with stages("slices"):
+            with stages("entropy"):
+                z_symbols = [reader.symbols(self._z_indexes((h // 4) * (w // 4))) for reader in readers]
+            z_hat = self._symbols_to_device(z_symbols, (len(readers), c.hyper_channels, h // 4, w // 4)) + self._medians
+            try:
+                y_hat = code_slices(self.net, z_hat, code).y_hat
+            except _NothingLeft:
+                return readers, z_hat
+        for reader in readers:
+            reader.finish()
+        return readers, y_hat
 
-            with stages("slices"):
-                z_hat = read([self._z_indexes((h // 4) * (w // 4))] * len(containers), z_shape) + self._medians
-                latents = code_slices(self.net, z_hat, code)
-            for decoder in decoders:
-                decoder.finish()
-        except SymbolMismatch as error:
-            raise IncompatibleModel(
-                f"the file is sound, but its symbols cannot be reproduced here with {self.info.name!r} "
-                f"(weights {self.info.fingerprint}): {error}"
-            ) from None
-        return latents.y_hat
+    def _symbols_to_device(self, symbols: Sequence[Symbols], shape: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.stack(symbols)).to(self.device).float().view(*shape)
 
     def _z_indexes(self, positions: int) -> Indexes:
         """The table of each element of z: one a channel, behind all others."""
@@ -274,32 +297,11 @@ class Codec:
             )
         )
 
-    def _unpack(self, container: Container, padded: NDArray[np.uint8]) -> Picture:
-        width, height = container.width, container.height
-        return Picture(
-            rgb=np.ascontiguousarray(padded[:height, :width]),
-            grey=container.grey,
-            alpha=None if container.alpha is None else decode_alpha(container.alpha, width, height),
-            icc=container.icc,
-            exif=container.exif,
-            xmp=container.xmp,
-        )
-
     @contextmanager
     def _on_device(self) -> Iterator[None]:
         """One call at a time, without gradients; a full device is a named error."""
-        with self._lock, torch.inference_mode():
-            try:
-                yield
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                raise self._out_of_memory() from error
-            except RuntimeError as error:
-                if "can't allocate memory" in str(error):  # how torch's CPU allocator says it
-                    raise self._out_of_memory() from error
-                raise
-
-    def _out_of_memory(self) -> OutOfMemory:
-        return OutOfMemory(f"{self.device} has not enough memory left for an image of this size")
+        with self._lock, torch.inference_mode(), memory_errors(self.device):
+            yield
 
 
 def _rows(symbols: Tensor) -> list[Symbols]:

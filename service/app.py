@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from model.codec import pick_device
+from model.devices import pick_device
 from model.zoo import Zoo, ZooEntry
 from service import answers, openapi
 from service.context import Context

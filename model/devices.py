@@ -1,0 +1,52 @@
+"""Where the networks run, and what a full device says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from model.errors import OutOfMemory
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"{device!r} is no device: auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{device!r} asked for, but {torch.cuda.device_count()} CUDA devices are here")
+    return chosen
+
+
+def use_exact_arithmetic(device: torch.device) -> None:
+    """Full float32 for what writer and reader must agree on: no TF32 in this process."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def memory_errors(device: torch.device) -> Iterator[None]:
+    """Turn a failed allocation into a named error.
+
+    Raises:
+        OutOfMemory: the device, or the machine, has no memory left.
+    """
+    message = f"{device} has not enough memory left for an image of this size"
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(message) from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # how torch's CPU allocator says it
+            raise OutOfMemory(message) from error
+        raise

@@ -1,0 +1,68 @@
+"""The symbols of one file, part by part, as one of a batch: what is wrong with it costs its neighbours nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model import guard
+from model.checkpoint import ModelInfo
+from model.container import Container
+from model.entropy import Coder, Decoder, SymbolMismatch
+from model.errors import IncompatibleModel
+
+
+class Reader:
+    """Gives zeros once the symbols have turned out not to be the writer's; `error` says why.
+
+    Attributes:
+        error: what is wrong with the file, as far as it has been read.
+    """
+
+    def __init__(self, coder: Coder, info: ModelInfo, container: Container, count: int) -> None:
+        self._info = info
+        self._decoder: Decoder | None = None
+        self.error: IncompatibleModel | None = None
+        if container.fingerprint != info.fingerprint:
+            self.error = IncompatibleModel(
+                f"needs model {container.model!r} with weights {container.fingerprint}; "
+                f"this is {info.name!r} with weights {info.fingerprint}"
+            )
+            return
+        try:
+            self._decoder = coder.decoder(container.payload, count)
+        except SymbolMismatch as mismatch:
+            self._fail(mismatch)
+
+    def _fail(self, mismatch: SymbolMismatch) -> None:
+        self._decoder = None
+        self.error = IncompatibleModel(
+            f"the file is sound, but its symbols cannot be reproduced here with {self._info.name!r} "
+            f"(weights {self._info.fingerprint}): {mismatch}"
+        )
+
+    def shifts(self, elements: int) -> NDArray[np.int32]:
+        """The guard of the next slice."""
+        if self._decoder is not None:
+            try:
+                return guard.read_shifts(self._decoder, elements)
+            except SymbolMismatch as mismatch:
+                self._fail(mismatch)
+        return np.zeros(guard.groups(elements), np.int32)
+
+    def symbols(self, indexes: NDArray[np.int16]) -> NDArray[np.int32]:
+        """The next symbols."""
+        if self._decoder is not None:
+            try:
+                return self._decoder.read(indexes)
+            except SymbolMismatch as mismatch:
+                self._fail(mismatch)
+        return np.zeros(len(indexes), np.int32)
+
+    def finish(self) -> None:
+        """Check that everything was read and that the symbols are the writer's."""
+        if self._decoder is not None:
+            try:
+                self._decoder.finish()
+            except SymbolMismatch as mismatch:
+                self._fail(mismatch)
