@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from model import errors
-from model.commands.common import Device, Json, MaxPixels, ModelDir, exit_code, one_line_errors, reason, stderr
+from model.commands.common import Device, Json, MaxPixels, ModelDir, exit_code, one_line_errors, reason, stderr, stdout
 
 _Paths = Annotated[list[str], typer.Argument(metavar="IN… OUT", help="Files, then where to; - is standard in or out.")]
 
@@ -190,6 +189,6 @@ def info(
                 table.add_row(
                     key.replace("_", " "), ", ".join(value) or "none" if isinstance(value, list) else str(value)
                 )
-            Console().print(table)
+            stdout.print(table)
     if codes:
         raise typer.Exit(codes.pop() if len(codes) == 1 else 1)

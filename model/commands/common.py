@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,7 @@ EXIT_CODES: dict[type[Exception], int] = {
     ValueError: 2,
 }
 
+stdout = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda or cuda:N.")]

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from model.commands.common import Json, ModelDir, one_line_errors, stderr
+from model.commands.common import Json, ModelDir, one_line_errors, stderr, stdout
 
 
 def models(as_json: Json = False, model_dir: ModelDir = None) -> None:
@@ -50,7 +49,7 @@ def models(as_json: Json = False, model_dir: ModelDir = None) -> None:
             f"{row['parameters'] / 1e6:.1f} M", f"{row['bytes'] / 1e6:.1f}", row["fingerprint"],
             "default" if row["default"] else "",
         )  # fmt: skip
-    Console().print(table)
+    stdout.print(table)
 
 
 def import_(

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from model.commands.common import Device, ModelDir, one_line_errors, stderr
+from model.commands.common import Device, ModelDir, one_line_errors, stderr, stdout
 
 if TYPE_CHECKING:
     from model.evaluation.curves import Curves
@@ -107,14 +106,13 @@ def _print_curves(found: Curves) -> None:
                 apart.append(p.setting)
             row = (f"{p.bits_per_pixel:.4f}", f"{p.psnr:.3f}", similarity, f"{p.encode_s:.3f}", f"{p.decode_s:.3f}")
             table.add_row(name, p.setting, *row, estimate)
-    console = Console()
-    console.print(table)
-    console.print()
+    stdout.print(table)
+    stdout.print()
     for test, against in _bd_rates(found).items():
         for anchor, rate in against.items():
-            console.print(f"BD-rate (PSNR) of {test} against {anchor}: {rate:+.1f} %", highlight=False)
+            stdout.print(f"BD-rate (PSNR) of {test} against {anchor}: {rate:+.1f} %")
     if apart:
-        console.print(
+        stdout.print(
             f"The likelihoods' bits and the real ones differ by more than 1 %: {', '.join(apart)}", style="red"
         )
 
@@ -140,4 +138,4 @@ def _print_images(records: list[Record]) -> None:
     for r in records:
         setting = re.sub(r"@.*", "", r.setting)
         table.add_row(r.image, r.coder, setting, f"{r.bits_per_pixel:.4f}", f"{r.psnr:.3f}")
-    Console().print(table)
+    stdout.print(table)

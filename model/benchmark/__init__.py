@@ -1,0 +1,1 @@
+"""`tcm bench`: how fast the models run here, stage by stage, and how much of the machine they use."""
