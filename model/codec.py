@@ -27,7 +27,7 @@ from model.devices import memory_errors, pick_device, use_exact_arithmetic
 from model.entropy import Coder
 from model.errors import CheckpointMismatch, IncompatibleModel
 from model.latents import code_slices
-from model.network import pad_to
+from model.network import TCM, pad_to
 from model.pixels import Picture, Pixels, decode_alpha, encode_alpha, from_pil, to_pil
 from model.precision import Transforms, pick_precision
 from model.reader import Reader
@@ -52,7 +52,8 @@ class Codec:
         info: which model this is.
         device: where it runs.
         net: the network, in evaluation mode on that device, in float32.
-        dtype: of g_a, h_a and g_s, but for their last layers.
+        dtype: of most layers of g_a, h_a and g_s.
+        retries: files whose symbols came out in float64 only.
         tiling: how large pictures are cut.
     """
 
@@ -70,6 +71,8 @@ class Codec:
         self._boundaries = scale_boundaries().to(device)
         self._medians = self.net.medians()
         self._lock = threading.Lock()
+        self._wide: TCM | None = None
+        self.retries = 0
 
     @classmethod
     def load(
@@ -178,7 +181,10 @@ class Codec:
         """
         stages = Stages() if stages is None else stages
         with self._on_device():
-            readers, y_hat = self._read_latents(containers, stages)
+            readers, y_hat = self._read_latents(containers, self.net, stages)
+            for b, reader in enumerate(readers):
+                if reader.mismatch:
+                    readers[b], y_hat[b] = self._retry(containers[b], reader, y_hat[b], stages)
             if all(reader.error for reader in readers):
                 return [reader.error for reader in readers if reader.error]
             with stages("g_s"):
@@ -233,7 +239,20 @@ class Codec:
             code_slices(net, z_hat, code)
         return parts
 
-    def _read_latents(self, containers: Sequence[Container], stages: Stages) -> tuple[list[Reader], Tensor]:
+    def _retry(self, container: Container, failed: Reader, y_hat: Tensor, stages: Stages) -> tuple[Reader, Tensor]:
+        """Read once more in float64: what the guard does not forgive may be this machine's float32."""
+        if self._wide is None:
+            self._wide = TCM(config=self.info.config).eval().requires_grad_(False)
+            self._wide.load_state_dict(self.net.state_dict(), strict=False)
+            self._wide.to(self.device, torch.float64)
+        with stages("retry"):
+            (reader,), again = self._read_latents([container], self._wide, Stages())
+        if reader.error:
+            return failed, y_hat
+        self.retries += 1
+        return reader, again[0].to(y_hat.dtype)
+
+    def _read_latents(self, containers: Sequence[Container], net: TCM, stages: Stages) -> tuple[list[Reader], Tensor]:
         """ŷ (B, M, h, w) with the readers that know what is wrong with a file; a wrong one is zeros from there on."""
         c = self.info.config
         width, height = self.padded(containers[0].width, containers[0].height)
@@ -250,16 +269,16 @@ class Codec:
                 symbols = [reader.symbols(index) for reader, index in zip(readers, indexes, strict=True)]
             if all(reader.error for reader in readers):
                 raise _NothingLeft  # a hostile file costs no more than it must
-            return self._symbols_to_device(symbols, mean.shape) + mean
+            return self._symbols_to_device(symbols, mean.shape).to(mean.dtype) + mean
 
         with stages("slices"):
             with stages("entropy"):
                 z_symbols = [reader.symbols(self._z_indexes((h // 4) * (w // 4))) for reader in readers]
             z_hat = self._symbols_to_device(z_symbols, (len(readers), c.hyper_channels, h // 4, w // 4)) + self._medians
             try:
-                y_hat = code_slices(self.net, z_hat, code).y_hat
+                y_hat = code_slices(net, z_hat.to(net.medians().dtype), code).y_hat
             except _NothingLeft:
-                return readers, z_hat
+                return readers, z_hat.new_zeros(len(readers), c.M, h, w)
         for reader in readers:
             reader.finish()
         return readers, y_hat
@@ -275,7 +294,7 @@ class Codec:
     def _indexes(self, scales: Tensor, shifts: Sequence[NDArray[np.int32]]) -> list[Indexes]:
         """The table of each element of a slice, by item of the batch."""
         moved = torch.stack([guard.shifted(scale, shift) for scale, shift in zip(scales, shifts, strict=True)])
-        return list(scale_indexes(moved, self._boundaries).flatten(1).cpu().numpy())
+        return list(scale_indexes(moved, self._boundaries.to(moved.dtype)).flatten(1).cpu().numpy())
 
     def _to_pixels(self, x_hat: Tensor) -> NDArray[np.uint8]:
         """(B, H, W, 3), padding included."""

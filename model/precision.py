@@ -1,8 +1,12 @@
 """Which precision the transforms run in. What writer and reader must agree on never changes: it stays in float32.
 
 g_a, h_a and g_s are continuous: a rounding error in them is a little noise in y or in the picture. They may run in
-bfloat16 or float16 where the hardware has it. Their last layer stays in float32: its output is rounded to integers
-(y, z) or to 8 bits (x̂), and bfloat16 has steps of 1 from 128 on, and of 1/256 under 1.
+bfloat16 or float16 where the hardware has it, but for the places where that noise shows:
+
+- the last layer of each: its output is rounded to integers (y, z) or to 8 bits (x̂), and bfloat16 has steps of 1 from
+  128 on, and of 1/256 under 1;
+- the strided blocks of g_a and h_a, whose skips carry the signal itself: with them, the embedded models lost 0.6 % of
+  their bits and up to 0.2 dB; with the mixed blocks alone, 0.03 % and 0.003 dB.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from model.blocks import MixedBlock
 from model.network import TCM
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,7 +55,11 @@ class Transforms:
     @classmethod
     def of(cls, net: TCM, dtype: torch.dtype) -> Transforms:
         """Those of a network, in channels-last memory; the network itself is left as it is in any other precision."""
-        return cls(*(Lowered(transform, dtype) for transform in (net.g_a, net.h_a, net.g_s)))
+        return cls(
+            g_a=Lowered(net.g_a, dtype, MixedBlock),
+            h_a=Lowered(net.h_a, dtype, MixedBlock),
+            g_s=Lowered(net.g_s, dtype, nn.Module),
+        )
 
     def own_tensors(self) -> list[Tensor]:
         """Weights beside the network's."""
@@ -58,21 +67,30 @@ class Transforms:
 
 
 class Lowered:
-    """A transform whose inner layers run in another precision."""
+    """A transform of which some layers run in another precision.
 
-    def __init__(self, transform: nn.Sequential, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        inner, last = transform[:-1], transform[-1]
-        if dtype != torch.float32:
-            inner = copy.deepcopy(inner).to(dtype)
-        self.inner = inner.to(memory_format=torch.channels_last)
-        self.last = last.to(memory_format=torch.channels_last)
+    Args:
+        transform: the layers.
+        dtype: the other precision.
+        kind: which layers run in it; never the last.
+    """
+
+    def __init__(self, transform: nn.Sequential, dtype: torch.dtype, kind: type[nn.Module]) -> None:
+        self.layers: list[tuple[nn.Module, torch.dtype]] = []
+        self._own: list[nn.Module] = []
+        for i, layer in enumerate(transform):
+            low = dtype != torch.float32 and i < len(transform) - 1 and isinstance(layer, kind)
+            if low:
+                layer = copy.deepcopy(layer).to(dtype)
+                self._own.append(layer)
+            self.layers.append((layer.to(memory_format=torch.channels_last), dtype if low else torch.float32))
 
     def own_tensors(self) -> list[Tensor]:
         """Weights that are not the network's."""
-        return [] if self.dtype == torch.float32 else [*self.inner.parameters(), *self.inner.buffers()]
+        return [t for layer in self._own for t in (*layer.parameters(), *layer.buffers())]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply it to float32, in any memory format."""
-        x = x.to(self.dtype, memory_format=torch.channels_last)
-        return self.last(self.inner(x).float())  # type: ignore[no-any-return]
+        for layer, dtype in self.layers:
+            x = layer(x.to(dtype, memory_format=torch.channels_last))
+        return x

@@ -17,10 +17,12 @@ class Reader:
 
     Attributes:
         error: what is wrong with the file, as far as it has been read.
+        mismatch: it is that its symbols do not come out.
     """
 
     def __init__(self, coder: Coder, info: ModelInfo, container: Container, count: int) -> None:
         self._info = info
+        self.mismatch = False
         self._decoder: Decoder | None = None
         self.error: IncompatibleModel | None = None
         if container.fingerprint != info.fingerprint:
@@ -35,6 +37,7 @@ class Reader:
             self._fail(mismatch)
 
     def _fail(self, mismatch: SymbolMismatch) -> None:
+        self.mismatch = True
         self._decoder = None
         self.error = IncompatibleModel(
             f"the file is sound, but its symbols cannot be reproduced here with {self._info.name!r} "
