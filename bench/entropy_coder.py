@@ -36,10 +36,11 @@ def main(count: int = 491_520) -> None:
     symbols = np.rint(rng.standard_normal(count) * table[indexes]).astype(np.int32)
 
     coder = Coder(gaussian_tables())
-    payload = coder.encode([(symbols, indexes)])
+    streams = stream_count(count)
+    payload = coder.encode([(symbols, indexes)], streams)
 
     def decode() -> None:
-        decoder = coder.decoder(payload, count)
+        decoder = coder.decoder(payload, streams)
         assert (decoder.read(indexes) == symbols).all()
         decoder.finish()
 
@@ -48,10 +49,13 @@ def main(count: int = 491_520) -> None:
     y, i = (torch.from_numpy(a.astype(np.float32)).view(1, 1, 1, -1) for a in (symbols, indexes))
     string = theirs.compress(y, i.int())
     rows = {
-        "encode": (timed(lambda: coder.encode([(symbols, indexes)])), timed(lambda: theirs.compress(y, i.int()))),
+        "encode": (
+            timed(lambda: coder.encode([(symbols, indexes)], streams)),
+            timed(lambda: theirs.compress(y, i.int())),
+        ),
         "decode": (timed(decode), timed(lambda: theirs.decompress(string, i.int()))),
     }
-    print(f"{describe(torch.device('cpu'))}\n{count:,} symbols in {stream_count(count)} streams")
+    print(f"{describe(torch.device('cpu'))}\n{count:,} symbols in {streams} streams")
     for what, (ours, others) in rows.items():
         ratio = f"{others / ours:.1f} times faster"
         print(f"{what}: {1000 * ours:.2f} ms, compressai.ans {1000 * others:.2f} ms: {ratio}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from model import guard, tiles
 from model.checkpoint import ModelInfo, Weights, load
 from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
 from model.devices import memory_errors, pick_device, use_exact_arithmetic
-from model.entropy import Coder
+from model.entropy import Coder, stream_count
 from model.errors import CheckpointMismatch, IncompatibleModel
 from model.latents import code_slices
 from model.network import TCM, pad_to
@@ -32,13 +33,24 @@ from model.pixels import Picture, Pixels, decode_alpha, encode_alpha, from_pil, 
 from model.precision import Transforms, pick_precision
 from model.reader import Reader
 from model.stages import Stages
-from model.tables import gaussian_tables, guard_tables, scale_boundaries, scale_indexes
+from model.tables import gaussian_tables, guard_tables
 from model.zoo import Zoo, ZooEntry
 
 Symbols = NDArray[np.int32]
 Indexes = NDArray[np.int16]
-Parts = list[tuple[Symbols, Indexes]]
-"""What is coded for one picture, in reading order: z, then each slice of y."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is coded for one picture.
+
+    Attributes:
+        parts: symbols and the indexes of their tables, in reading order: z, then each slice of y behind its guard.
+        streams: that they are cut into.
+    """
+
+    parts: list[tuple[Symbols, Indexes]]
+    streams: int
 
 
 class _NothingLeft(Exception):
@@ -68,7 +80,6 @@ class Codec:
         self.dtype = pick_precision(precision, device)
         self._transforms = Transforms.of(self.net, self.dtype)
         self._coder = Coder(gaussian_tables() + guard_tables() + weights.z_tables)
-        self._boundaries = scale_boundaries().to(device)
         self._medians = self.net.medians()
         self._lock = threading.Lock()
         self._wide: TCM | None = None
@@ -158,16 +169,16 @@ class Codec:
         alignment = self.info.config.alignment
         return width + -width % alignment, height + -height % alignment
 
-    def analyse(self, pictures: Sequence[Picture], *, stages: Stages | None = None) -> list[Parts]:
+    def analyse(self, pictures: Sequence[Picture], *, stages: Stages | None = None) -> list[Analysis]:
         """The symbols of pictures that share a padded size: what needs the device, for `pack`."""
         with self._on_device():
             return self._analyse(self._to_device(pictures), Stages() if stages is None else stages)
 
-    def pack(self, picture: Picture, parts: Parts, *, stages: Stages | None = None) -> bytes:
+    def pack(self, picture: Picture, analysis: Analysis, *, stages: Stages | None = None) -> bytes:
         """The .tcm file of a picture and its symbols. Any thread may do this while the device works on."""
         stages = Stages() if stages is None else stages
         with stages("entropy"):
-            payload = self._coder.encode(parts)
+            payload = self._coder.encode(analysis.parts, analysis.streams)
         with stages("container"):
             return self._pack(picture, payload)
 
@@ -213,7 +224,7 @@ class Codec:
             batch.append(pad_to(x.float().div_(255), self.info.config.alignment))
         return torch.cat(batch)
 
-    def _analyse(self, x: Tensor, stages: Stages) -> list[Parts]:
+    def _analyse(self, x: Tensor, stages: Stages) -> list[Analysis]:
         """The symbols of each picture, and the indexes of their tables."""
         net = self.net
         with stages("g_a"):
@@ -224,20 +235,21 @@ class Codec:
             if not (torch.isfinite(z_symbols).all() and torch.isfinite(y).all()):
                 raise CheckpointMismatch(f"the weights of {self.info.name!r} give numbers that are not finite")
         z = self._z_indexes(z_symbols.shape[2] * z_symbols.shape[3])
-        parts: list[Parts] = [[(symbols, z)] for symbols in _rows(z_symbols)]
+        streams = stream_count(y[0].numel() + z_symbols[0].numel())
+        found = [Analysis([(symbols, z)], streams) for symbols in _rows(z_symbols)]
         y_slices = y.chunk(net.config.slices, dim=1)
 
         def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
             symbols = torch.round(y_slices[i] - mean)
             with stages("guard"):
-                shifts = [guard.choose_shifts(row) for row in scale.float().flatten(1).cpu().numpy()]
-            for part, s, t, shift in zip(parts, _rows(symbols), self._indexes(scale, shifts), shifts, strict=True):
-                part += [*guard.to_parts(shift), (s, t)]
+                ways = [guard.choose(row) for row in scale.flatten(1).cpu().numpy()]
+            for one, s, t, way in zip(found, _rows(symbols), _indexes(scale, ways), ways, strict=True):
+                one.parts.extend([*guard.to_parts(*way), (s, t)])
             return symbols + mean
 
         with stages("slices"):
             code_slices(net, z_hat, code)
-        return parts
+        return found
 
     def _retry(self, container: Container, failed: Reader, y_hat: Tensor, stages: Stages) -> tuple[Reader, Tensor]:
         """Read once more in float64: what the guard does not forgive may be this machine's float32."""
@@ -258,13 +270,13 @@ class Codec:
         width, height = self.padded(containers[0].width, containers[0].height)
         h, w = height // tiles.STRIDE, width // tiles.STRIDE
         in_z, in_slice = c.hyper_channels * (h // 4) * (w // 4), c.slice_channels * h * w
-        count = in_z + c.slices * (guard.symbol_count(in_slice) + in_slice)
-        readers = [Reader(self._coder, self.info, container, count) for container in containers]
+        streams = stream_count(in_z + c.slices * in_slice)
+        readers = [Reader(self._coder, self.info, container, streams) for container in containers]
 
         def code(_: int, mean: Tensor, scale: Tensor) -> Tensor:
             with stages("entropy"):
-                shifts = [reader.shifts(in_slice) for reader in readers]
-            indexes = self._indexes(scale, shifts)
+                ways = [reader.guard(in_slice) for reader in readers]
+            indexes = _indexes(scale, ways)
             with stages("entropy"):
                 symbols = [reader.symbols(index) for reader, index in zip(readers, indexes, strict=True)]
             if all(reader.error for reader in readers):
@@ -290,11 +302,6 @@ class Codec:
         """The table of each element of z: one a channel, behind all others."""
         count = len(self._coder.tables)
         return np.repeat(np.arange(count - self.info.config.hyper_channels, count, dtype=np.int16), positions)
-
-    def _indexes(self, scales: Tensor, shifts: Sequence[NDArray[np.int32]]) -> list[Indexes]:
-        """The table of each element of a slice, by item of the batch."""
-        moved = torch.stack([guard.shifted(scale, shift) for scale, shift in zip(scales, shifts, strict=True)])
-        return list(scale_indexes(moved, self._boundaries.to(moved.dtype)).flatten(1).cpu().numpy())
 
     def _to_pixels(self, x_hat: Tensor) -> NDArray[np.uint8]:
         """(B, H, W, 3), padding included."""
@@ -326,3 +333,8 @@ class Codec:
 def _rows(symbols: Tensor) -> list[Symbols]:
     """The symbols of each item of a batch, flattened, on the CPU."""
     return list(symbols.to(torch.int32).flatten(1).contiguous().cpu().numpy())
+
+
+def _indexes(scales: Tensor, ways: Sequence[tuple[int, NDArray[np.int32]]]) -> list[Indexes]:
+    """The table of each element of a slice, by item of the batch, given each item's guard."""
+    return list(torch.stack([guard.scale_indexes(s, *way) for s, way in zip(scales, ways, strict=True)]).cpu().numpy())

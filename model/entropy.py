@@ -40,7 +40,7 @@ class SymbolMismatch(Exception):
 
 
 def stream_count(symbols: int) -> int:
-    """Into how many streams so many symbols are cut; part of the format, so that it need not be written."""
+    """Into how many streams the symbols of y and z are cut; part of the format, so that it need not be written."""
     return max(1, min(MAX_STREAMS, symbols // SYMBOLS_PER_STREAM))
 
 
@@ -163,13 +163,12 @@ class Coder:
         self.tables = tables
         self._lut = _lookup(tables)
 
-    def encode(self, parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int16]]]) -> bytes:
-        """Symbols and their table indexes, part by part in reading order -> a payload.
+    def encode(self, parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int16]]], streams: int = 1) -> bytes:
+        """Symbols and their table indexes, part by part in reading order -> a payload of so many streams.
 
         Raises:
             ValueError: a symbol beyond ±2³⁰.
         """
-        streams = stream_count(sum(len(symbols) for symbols, _ in parts))
 
         def one(k: int) -> bytes:
             symbols = np.concatenate([_chunk(s, k, streams) for s, _ in parts])
@@ -191,13 +190,13 @@ class Coder:
         head = int(state).to_bytes(2 * _STATE_WORDS, "little")
         return head + out[place:].astype("<u2", copy=False).tobytes()
 
-    def decoder(self, payload: bytes, symbols: int) -> Decoder:
-        """A reader of a payload of so many symbols.
+    def decoder(self, payload: bytes, streams: int = 1) -> Decoder:
+        """A reader of a payload of so many streams.
 
         Raises:
             SymbolMismatch: it is too short to be one.
         """
-        return Decoder(self, _split(payload, stream_count(symbols)))
+        return Decoder(self, _split(payload, streams))
 
 
 class Decoder:

@@ -20,7 +20,7 @@ class Reader:
         mismatch: it is that its symbols do not come out.
     """
 
-    def __init__(self, coder: Coder, info: ModelInfo, container: Container, count: int) -> None:
+    def __init__(self, coder: Coder, info: ModelInfo, container: Container, streams: int) -> None:
         self._info = info
         self.mismatch = False
         self._decoder: Decoder | None = None
@@ -32,7 +32,7 @@ class Reader:
             )
             return
         try:
-            self._decoder = coder.decoder(container.payload, count)
+            self._decoder = coder.decoder(container.payload, streams)
         except SymbolMismatch as mismatch:
             self._fail(mismatch)
 
@@ -44,14 +44,14 @@ class Reader:
             f"(weights {self._info.fingerprint}): {mismatch}"
         )
 
-    def shifts(self, elements: int) -> NDArray[np.int32]:
-        """The guard of the next slice."""
+    def guard(self, elements: int) -> tuple[int, NDArray[np.int32]]:
+        """Group size and ways of the next slice, of so many elements."""
         if self._decoder is not None:
             try:
-                return guard.read_shifts(self._decoder, elements)
+                return guard.read(self._decoder, elements)
             except SymbolMismatch as mismatch:
                 self._fail(mismatch)
-        return np.zeros(guard.groups(elements), np.int32)
+        return 0, np.zeros(guard.groups(elements, 0), np.int32)
 
     def symbols(self, indexes: NDArray[np.int16]) -> NDArray[np.int32]:
         """The next symbols."""

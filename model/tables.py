@@ -107,13 +107,8 @@ def scale_table() -> NDArray[np.float64]:
 
 
 def scale_boundaries() -> Tensor:
-    """The 63 values of σ, float32, at which the scale index steps up."""
+    """The table's scales but for the last, float32."""
     return torch.from_numpy(scale_table()[:-1].astype(np.float32))
-
-
-def scale_indexes(scales: Tensor, boundaries: Tensor) -> Tensor:
-    """σ of any shape -> the index of the smallest table scale that is not below it, int16 in 0..63."""
-    return torch.bucketize(scales.contiguous(), boundaries).to(torch.int16)
 
 
 @functools.cache

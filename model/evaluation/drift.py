@@ -134,7 +134,7 @@ class Drift:
     Attributes:
         log_scale: |Δ ln σ| over the elements whose σ lies within the scale table.
         pair: the two ways that gave it.
-        modules: largest difference of each module's output, relative to the output's largest value.
+        modules: largest difference of each module's output, in units of `_size` of the element.
     """
 
     log_scale: float
@@ -153,19 +153,24 @@ def drift(found: list[tuple[str, Run]]) -> Drift:
             if largest > worst:
                 worst, pair = largest, (name_a, name_b)
         for name in modules:
-            difference = (a.outputs[name] - b.outputs[name]).abs().max() / a.outputs[name].abs().max()
-            modules[name] = max(modules[name], float(difference))
+            difference = (a.outputs[name] - b.outputs[name]).abs() / _size(a.outputs[name])
+            modules[name] = max(modules[name], float(difference.max()))
     return Drift(worst, pair, modules)
 
 
+def _size(output: Tensor) -> Tensor:
+    """What an element's error is relative to: itself, and the output's median, below which errors do not shrink."""
+    return output.abs() + output.abs().median()
+
+
 def add_noise(net: TCM, relative: dict[str, float], seed: int) -> list[RemovableHandle]:
-    """Disturb the output of every shared module, each element by up to `relative` of the output's largest value."""
+    """Disturb the output of every shared module, each element by up to `relative` times its `_size`."""
     generator = torch.Generator().manual_seed(seed)
 
     def disturb(amount: float) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(_: nn.Module, __: object, output: Tensor) -> Tensor:
             noise = torch.rand(output.shape, generator=generator).mul_(2).sub_(1).to(output)
-            return output + noise * amount * output.abs().max()
+            return output + noise * amount * _size(output)
 
         return hook
 
