@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,40 +20,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from model import guard, tiles
+from model import tiles
 from model.checkpoint import ModelInfo, Weights, load
 from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
 from model.devices import memory_errors, pick_device, use_exact_arithmetic
-from model.entropy import Coder, stream_count
 from model.errors import CheckpointMismatch, IncompatibleModel
-from model.latents import code_slices
-from model.network import TCM, pad_to
+from model.latent_coder import Analysis, LatentCoder
+from model.network import pad_to
 from model.pixels import Picture, Pixels, decode_alpha, encode_alpha, from_pil, to_pil
 from model.precision import Transforms, pick_precision
-from model.reader import Reader
 from model.stages import Stages
-from model.tables import gaussian_tables, guard_tables
 from model.zoo import Zoo, ZooEntry
-
-Symbols = NDArray[np.int32]
-Indexes = NDArray[np.int16]
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What is coded for one picture.
-
-    Attributes:
-        parts: symbols and the indexes of their tables, in reading order: z, then each slice of y behind its guard.
-        streams: that they are cut into.
-    """
-
-    parts: list[tuple[Symbols, Indexes]]
-    streams: int
-
-
-class _NothingLeft(Exception):
-    """No file of the batch can be read any further."""
 
 
 class Codec:
@@ -65,7 +41,6 @@ class Codec:
         device: where it runs.
         net: the network, in evaluation mode on that device, in float32.
         dtype: of most layers of g_a, h_a and g_s.
-        retries: files whose symbols came out in float64 only.
         tiling: how large pictures are cut.
     """
 
@@ -79,11 +54,8 @@ class Codec:
         self.net = weights.net.to(device).eval().requires_grad_(False)
         self.dtype = pick_precision(precision, device)
         self._transforms = Transforms.of(self.net, self.dtype)
-        self._coder = Coder(gaussian_tables() + guard_tables() + weights.z_tables)
-        self._medians = self.net.medians()
+        self._latents = LatentCoder(self.net, self.info, weights.z_tables, device)
         self._lock = threading.Lock()
-        self._wide: TCM | None = None
-        self.retries = 0
 
     @classmethod
     def load(
@@ -112,6 +84,11 @@ class Codec:
         else:
             path = (zoo or Zoo()).get(model).path
         return cls(load(path), pick_device(device), precision)
+
+    @property
+    def retries(self) -> int:
+        """Files whose symbols came out in float64 only: this machine's float32 differs more than the guard forgives."""
+        return self._latents.retries
 
     @property
     def memory_bytes(self) -> int:
@@ -178,7 +155,7 @@ class Codec:
         """The .tcm file of a picture and its symbols. Any thread may do this while the device works on."""
         stages = Stages() if stages is None else stages
         with stages("entropy"):
-            payload = self._coder.encode(analysis.parts, analysis.streams)
+            payload = self._latents.payload(analysis)
         with stages("container"):
             return self._pack(picture, payload)
 
@@ -192,10 +169,8 @@ class Codec:
         """
         stages = Stages() if stages is None else stages
         with self._on_device():
-            readers, y_hat = self._read_latents(containers, self.net, stages)
-            for b, reader in enumerate(readers):
-                if reader.mismatch:
-                    readers[b], y_hat[b] = self._retry(containers[b], reader, y_hat[b], stages)
+            width, height = self.padded(containers[0].width, containers[0].height)
+            readers, y_hat = self._latents.read(containers, height // tiles.STRIDE, width // tiles.STRIDE, stages)
             if all(reader.error for reader in readers):
                 return [reader.error for reader in readers if reader.error]
             with stages("g_s"):
@@ -225,83 +200,13 @@ class Codec:
         return torch.cat(batch)
 
     def _analyse(self, x: Tensor, stages: Stages) -> list[Analysis]:
-        """The symbols of each picture, and the indexes of their tables."""
-        net = self.net
         with stages("g_a"):
             y = tiles.analyse(self._transforms.g_a, x, self.tiling).contiguous()
         with stages("hyper"):
-            z_symbols = torch.round(self._transforms.h_a(y) - self._medians)
-            z_hat = z_symbols + self._medians
-            if not (torch.isfinite(z_symbols).all() and torch.isfinite(y).all()):
+            z = self._transforms.h_a(y).contiguous()
+            if not (torch.isfinite(z).all() and torch.isfinite(y).all()):
                 raise CheckpointMismatch(f"the weights of {self.info.name!r} give numbers that are not finite")
-        z = self._z_indexes(z_symbols.shape[2] * z_symbols.shape[3])
-        streams = stream_count(y[0].numel() + z_symbols[0].numel())
-        found = [Analysis([(symbols, z)], streams) for symbols in _rows(z_symbols)]
-        y_slices = y.chunk(net.config.slices, dim=1)
-
-        def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
-            symbols = torch.round(y_slices[i] - mean)
-            with stages("guard"):
-                ways = [guard.choose(row) for row in scale.flatten(1).cpu().numpy()]
-            for one, s, t, way in zip(found, _rows(symbols), _indexes(scale, ways), ways, strict=True):
-                one.parts.extend([*guard.to_parts(*way), (s, t)])
-            return symbols + mean
-
-        with stages("slices"):
-            code_slices(net, z_hat, code)
-        return found
-
-    def _retry(self, container: Container, failed: Reader, y_hat: Tensor, stages: Stages) -> tuple[Reader, Tensor]:
-        """Read once more in float64: what the guard does not forgive may be this machine's float32."""
-        if self._wide is None:
-            self._wide = TCM(config=self.info.config).eval().requires_grad_(False)
-            self._wide.load_state_dict(self.net.state_dict(), strict=False)
-            self._wide.to(self.device, torch.float64)
-        with stages("retry"):
-            (reader,), again = self._read_latents([container], self._wide, Stages())
-        if reader.error:
-            return failed, y_hat
-        self.retries += 1
-        return reader, again[0].to(y_hat.dtype)
-
-    def _read_latents(self, containers: Sequence[Container], net: TCM, stages: Stages) -> tuple[list[Reader], Tensor]:
-        """ŷ (B, M, h, w) with the readers that know what is wrong with a file; a wrong one is zeros from there on."""
-        c = self.info.config
-        width, height = self.padded(containers[0].width, containers[0].height)
-        h, w = height // tiles.STRIDE, width // tiles.STRIDE
-        in_z, in_slice = c.hyper_channels * (h // 4) * (w // 4), c.slice_channels * h * w
-        streams = stream_count(in_z + c.slices * in_slice)
-        readers = [Reader(self._coder, self.info, container, streams) for container in containers]
-
-        def code(_: int, mean: Tensor, scale: Tensor) -> Tensor:
-            with stages("entropy"):
-                ways = [reader.guard(in_slice) for reader in readers]
-            indexes = _indexes(scale, ways)
-            with stages("entropy"):
-                symbols = [reader.symbols(index) for reader, index in zip(readers, indexes, strict=True)]
-            if all(reader.error for reader in readers):
-                raise _NothingLeft  # a hostile file costs no more than it must
-            return self._symbols_to_device(symbols, mean.shape).to(mean.dtype) + mean
-
-        with stages("slices"):
-            with stages("entropy"):
-                z_symbols = [reader.symbols(self._z_indexes((h // 4) * (w // 4))) for reader in readers]
-            z_hat = self._symbols_to_device(z_symbols, (len(readers), c.hyper_channels, h // 4, w // 4)) + self._medians
-            try:
-                y_hat = code_slices(net, z_hat.to(net.medians().dtype), code).y_hat
-            except _NothingLeft:
-                return readers, z_hat.new_zeros(len(readers), c.M, h, w)
-        for reader in readers:
-            reader.finish()
-        return readers, y_hat
-
-    def _symbols_to_device(self, symbols: Sequence[Symbols], shape: Sequence[int]) -> Tensor:
-        return torch.from_numpy(np.stack(symbols)).to(self.device).float().view(*shape)
-
-    def _z_indexes(self, positions: int) -> Indexes:
-        """The table of each element of z: one a channel, behind all others."""
-        count = len(self._coder.tables)
-        return np.repeat(np.arange(count - self.info.config.hyper_channels, count, dtype=np.int16), positions)
+        return self._latents.write(y, z, stages)
 
     def _to_pixels(self, x_hat: Tensor) -> NDArray[np.uint8]:
         """(B, H, W, 3), padding included."""
@@ -328,13 +233,3 @@ class Codec:
         """One call at a time, without gradients; a full device is a named error."""
         with self._lock, torch.inference_mode(), memory_errors(self.device):
             yield
-
-
-def _rows(symbols: Tensor) -> list[Symbols]:
-    """The symbols of each item of a batch, flattened, on the CPU."""
-    return list(symbols.to(torch.int32).flatten(1).contiguous().cpu().numpy())
-
-
-def _indexes(scales: Tensor, ways: Sequence[tuple[int, NDArray[np.int32]]]) -> list[Indexes]:
-    """The table of each element of a slice, by item of the batch, given each item's guard."""
-    return list(torch.stack([guard.scale_indexes(s, *way) for s, way in zip(scales, ways, strict=True)]).cpu().numpy())

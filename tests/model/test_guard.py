@@ -127,4 +127,4 @@ def test_it_costs_less_than_one_per_cent(monkeypatch, photo, name):
 
     monkeypatch.setattr(guard, "to_parts", counted)
     size = len(codec.encode(photo.resize((768, 512))))
-    assert len(codec._coder.encode(spent)) <= 0.01 * size
+    assert len(codec._latents._coder.encode(spent)) <= 0.01 * size

@@ -1,0 +1,153 @@
+"""ŷ and ẑ <-> symbols, for a batch of pictures: the writer's and the reader's half of the slice loop.
+
+What writer and reader must agree on all happens here, in float32; what the transforms around it compute may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model import guard
+from model.checkpoint import ModelInfo
+from model.container import Container
+from model.entropy import Coder, stream_count
+from model.latents import code_slices
+from model.network import TCM
+from model.reader import Reader
+from model.stages import Stages
+from model.tables import Tables, gaussian_tables, guard_tables
+
+Symbols = NDArray[np.int32]
+Indexes = NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is coded for one picture.
+
+    Attributes:
+        parts: symbols and the indexes of their tables, in reading order: z, then each slice of y behind its guard.
+        streams: that they are cut into.
+    """
+
+    parts: list[tuple[Symbols, Indexes]]
+    streams: int
+
+
+class _NothingLeft(Exception):
+    """No file of the batch can be read any further."""
+
+
+class LatentCoder:
+    """The entropy model of one network.
+
+    Attributes:
+        retries: files whose symbols came out in float64 only.
+    """
+
+    def __init__(self, net: TCM, info: ModelInfo, z_tables: Tables, device: torch.device) -> None:
+        self.retries = 0
+        self._net, self._info, self._device = net, info, device
+        self._coder = Coder(gaussian_tables() + guard_tables() + z_tables)
+        self._medians = net.medians()
+        self._wide: TCM | None = None
+
+    def payload(self, analysis: Analysis) -> bytes:
+        """The entropy-coded symbols of one picture; needs no device."""
+        return self._coder.encode(analysis.parts, analysis.streams)
+
+    def write(self, y: Tensor, z: Tensor, stages: Stages) -> list[Analysis]:
+        """The symbols of each picture, and the indexes of their tables, from y (B, M, h, w) and z."""
+        z_symbols = torch.round(z - self._medians)
+        z_tables = self._z_indexes(z_symbols.shape[2] * z_symbols.shape[3])
+        streams = stream_count(y[0].numel() + z_symbols[0].numel())
+        found = [Analysis([(symbols, z_tables)], streams) for symbols in _rows(z_symbols)]
+        y_slices = y.chunk(self._info.config.slices, dim=1)
+
+        def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
+            symbols = torch.round(y_slices[i] - mean)
+            with stages("guard"):
+                ways = [guard.choose(row) for row in scale.flatten(1).cpu().numpy()]
+            for one, s, t, way in zip(found, _rows(symbols), _indexes(scale, ways), ways, strict=True):
+                one.parts.extend([*guard.to_parts(*way), (s, t)])
+            return symbols + mean
+
+        with stages("slices"):
+            code_slices(self._net, z_symbols + self._medians, code)
+        return found
+
+    def read(
+        self, containers: Sequence[Container], height: int, width: int, stages: Stages
+    ) -> tuple[list[Reader], Tensor]:
+        """ŷ (B, M, height, width) with the readers, which know what is wrong with a file."""
+        readers, y_hat = self._read(containers, height, width, self._net, stages)
+        for b, reader in enumerate(readers):
+            if reader.mismatch:  # what the guard does not forgive may be this machine's float32
+                with stages("retry"):
+                    (again,), wide = self._read([containers[b]], height, width, self._float64(), Stages())
+                if not again.error:
+                    self.retries += 1
+                    readers[b], y_hat[b] = again, wide[0].to(y_hat.dtype)
+        return readers, y_hat
+
+    def _float64(self) -> TCM:
+        if self._wide is None:
+            self._wide = TCM(config=self._info.config).eval().requires_grad_(False)
+            self._wide.load_state_dict(self._net.state_dict())
+            self._wide.to(self._device, torch.float64)
+        return self._wide
+
+    def _read(
+        self, containers: Sequence[Container], h: int, w: int, net: TCM, stages: Stages
+    ) -> tuple[list[Reader], Tensor]:
+        """As `read`, with a network of any precision; a file that is wrong is zeros from where that shows."""
+        c = self._info.config
+        in_z, in_slice = c.hyper_channels * (h // 4) * (w // 4), c.slice_channels * h * w
+        streams = stream_count(in_z + c.slices * in_slice)
+        readers = [Reader(self._coder, self._info, container, streams) for container in containers]
+
+        def code(_: int, mean: Tensor, scale: Tensor) -> Tensor:
+            with stages("entropy"):
+                ways = [reader.guard(in_slice) for reader in readers]
+            indexes = _indexes(scale, ways)
+            with stages("entropy"):
+                symbols = [reader.symbols(index) for reader, index in zip(readers, indexes, strict=True)]
+            if all(reader.error for reader in readers):
+                raise _NothingLeft  # a hostile file costs no more than it must
+            return self._symbols_to_device(symbols, mean.shape).to(mean.dtype) + mean
+
+        with stages("slices"):
+            with stages("entropy"):
+                z_symbols = [reader.symbols(self._z_indexes((h // 4) * (w // 4))) for reader in readers]
+            z_hat = self._symbols_to_device(z_symbols, (len(readers), c.hyper_channels, h // 4, w // 4)) + self._medians
+            try:
+                y_hat = code_slices(net, z_hat.to(net.medians().dtype), code).y_hat
+            except _NothingLeft:
+                return readers, z_hat.new_zeros(len(readers), c.M, h, w)
+        for reader in readers:
+            reader.finish()
+        return readers, y_hat
+
+    def _symbols_to_device(self, symbols: Sequence[Symbols], shape: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.stack(symbols)).to(self._device).float().view(*shape)
+
+    def _z_indexes(self, positions: int) -> Indexes:
+        """The table of each element of z: one a channel, behind all others."""
+        count = len(self._coder.tables)
+        return np.repeat(np.arange(count - self._info.config.hyper_channels, count, dtype=np.int16), positions)
+
+
+def _rows(symbols: Tensor) -> list[Symbols]:
+    """The symbols of each item of a batch, flattened, on the CPU."""
+    return list(symbols.to(torch.int32).flatten(1).contiguous().cpu().numpy())
+
+
+def _indexes(scales: Tensor, ways: Sequence[tuple[int, NDArray[np.int32]]]) -> list[Indexes]:
+    """The table of each element of a slice, by item of the batch, given each item's guard."""
+    return list(torch.stack([guard.scale_indexes(s, *way) for s, way in zip(scales, ways, strict=True)]).cpu().numpy())
