@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from model.codec import Codec, Parts
+from model.codec import Codec
 from model.container import Container
+from model.latent_coder import Analysis
 from model.pixels import Picture, Pixels
 from model.stages import Stages
 from model.zoo import ZooEntry
@@ -28,10 +29,10 @@ class NoCodec:
     def padded(self, width: int, height: int) -> tuple[int, int]:
         return width + -width % 128, height + -height % 128
 
-    def analyse(self, pictures: Sequence[Picture], *, stages: Stages) -> list[Parts]:
-        return [[] for _ in pictures]
+    def analyse(self, pictures: Sequence[Picture], *, stages: Stages) -> list[Analysis]:
+        return [Analysis([], 1) for _ in pictures]
 
-    def pack(self, picture: Picture, _: Parts, *, stages: Stages) -> bytes:
+    def pack(self, picture: Picture, _: Analysis, *, stages: Stages) -> bytes:
         return Codec._pack(self, picture, b"")  # type: ignore[arg-type]
 
     def synthesise(self, containers: Sequence[Container], *, stages: Stages) -> list[Pixels]:

@@ -30,6 +30,8 @@ from service.settings import Settings
 
 log = structlog.get_logger()
 
+_BATCH_PIXELS = {"cpu": 500_000, "cuda": 4_000_000}
+
 
 def create_app(settings: Settings) -> FastAPI:
     """The service.
@@ -40,14 +42,22 @@ def create_app(settings: Settings) -> FastAPI:
     """
     zoo = Zoo(settings.model_dir)
     measured = Metrics()
-    pool = Pool(str(pick_device(settings.device)), settings.memory_budget, measured)
+    device = pick_device(settings.device)
+    pool = Pool(str(device), settings.memory_budget, measured)
     context = Context(
         settings=settings,
         zoo=zoo,
         default_entry=zoo.default(settings.default_model),
         metrics=measured,
         pool=pool,
-        scheduler=Scheduler(pool, measured, workers=settings.workers, max_pixels=settings.max_pixels),
+        scheduler=Scheduler(
+            pool,
+            measured,
+            workers=settings.workers,
+            max_pixels=settings.max_pixels,
+            max_batch_items=settings.max_batch_items,
+            max_batch_pixels=settings.max_batch_pixels or _BATCH_PIXELS[device.type],
+        ),
         health=Health(),
     )
     preloaded = _preloaded(settings, zoo)

@@ -41,6 +41,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _serve(settings: Settings) -> int:
     logs.configure(settings.log_level)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads take the files' cores
     # only now: `--help` and wrong options need no torch
     import uvicorn
 

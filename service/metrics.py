@@ -9,6 +9,8 @@ from importlib import metadata
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+_PIXELS = (1e5, 2.5e5, 5e5, 1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6)
 _BITS_PER_PIXEL = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5)
 
 
@@ -40,13 +42,26 @@ class Metrics:
             "tcm_requests_rejected", "Requests that a limit turned away.", ["reason"], registry=registry
         )
         self.queue_depth = Gauge("tcm_queue_depth", "Requests that wait for the device.", registry=registry)
-        self.queue_pixels = Gauge("tcm_queue_pixels", "Pixels of the requests that wait.", registry=registry)
+        self.queue_pixels = Gauge(
+            "tcm_queue_pixels", "Pixels of the requests that wait, padding included.", registry=registry
+        )
         self.queue_wait = Histogram(
             "tcm_queue_wait_seconds", "Time a request waited for the device.", buckets=_SECONDS, registry=registry
         )
+        self.batch_items = Histogram(
+            "tcm_batch_items", "Requests that went through the device together.", buckets=_ITEMS, registry=registry
+        )
+        self.batch_pixels = Histogram(
+            "tcm_batch_pixels", "Pixels of a batch, padding included.", buckets=_PIXELS, registry=registry
+        )
+        self.batch_pixels_limit = Gauge(
+            "tcm_batch_pixels_limit",
+            "Most pixels of a batch; lower than the setting after the device ran out of memory.",
+            registry=registry,
+        )
         self.stage_duration = Histogram(
             "tcm_stage_duration_seconds",
-            "Time of one stage of a request.",
+            "Time of one stage: of a request, or of a batch where it is the device's.",
             ["op", "stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -78,6 +93,12 @@ class Metrics:
         ).set(1)
 
     def stages(self, op: str, seconds: Mapping[str, float]) -> None:
-        """Add the stages of one request."""
+        """Add stages of one request, or of one batch."""
         for stage, duration in seconds.items():
             self.stage_duration.labels(op, stage).observe(duration)
+
+    def batch(self, op: str, items: int, pixels: int, seconds: Mapping[str, float]) -> None:
+        """Add a batch, once for all of its items."""
+        self.batch_items.observe(items)
+        self.batch_pixels.observe(pixels)
+        self.stages(op, seconds)

@@ -1,25 +1,32 @@
-"""Who works when: image files in a few threads, the device on one thing at a time, the event loop never.
+"""Who works when: a request passes three stages, each on threads of its own, and the event loop sees it through.
 
-The handlers' handle is `encode`, `inspect` and `decode`; that requests share the device is this module's business
-alone. Cancelling one of them takes its work out of the queue; work that has begun is finished and thrown away.
+              files in                  device                      files out
+    encode    read_image      ──>       codec.analyse      ──>      codec.pack
+    decode    read_container  ──>       codec.synthesise   ──>      codec.unpack, write_image
+
+While the device works on a batch, the images of the next one are read and the symbols of the last one are coded.
+The handlers' handle is `encode`, `inspect` and `decode`; that requests share the device, and batches, is nobody else's
+business. Cancelling one of them takes its work out of the queue; work that has begun is finished and thrown away.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from model.codec import Codec
 from model.container import Container, read_container
-from model.pixels import Picture, read_image, write_image
+from model.latent_coder import Analysis
+from model.pixels import Picture, Pixels, read_image, write_image
 from model.stages import Stages
 from model.zoo import ZooEntry
+from service.device import Device
 from service.metrics import Metrics
-from service.pool import Pool
+from service.pool import Pool, Resident
+from service.queue import Item, Kind
 
 T = TypeVar("T")
 
@@ -39,93 +46,108 @@ class Encoded:
 
 
 class Scheduler:
-    """The queue before the device.
+    """The way of a request through the three stages.
 
     Args:
         pool: the models.
-        metrics: where the queue is measured.
-        workers: threads for image files.
+        metrics: where stages and the queue are measured.
+        workers: threads that read files, and as many that write them.
         max_pixels: the second gate for size.
+        max_batch_items: that go through the device together.
+        max_batch_pixels: of those items, padding included.
     """
 
-    def __init__(self, pool: Pool, metrics: Metrics, *, workers: int, max_pixels: int) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        metrics: Metrics,
+        *,
+        workers: int,
+        max_pixels: int,
+        max_batch_items: int,
+        max_batch_pixels: int,
+    ) -> None:
         self._pool, self._metrics, self._max_pixels = pool, metrics, max_pixels
-        self._files = ThreadPoolExecutor(workers, "files")
-        self._device = ThreadPoolExecutor(1, "device")
+        # two sets of threads: what leaves the device must not queue behind what has just arrived
+        self._files_in = ThreadPoolExecutor(workers, "files-in")
+        self._device = Device(metrics, max_batch_items=max_batch_items, max_batch_pixels=max_batch_pixels)
+        self._files_out = ThreadPoolExecutor(workers, "files-out")
 
     async def encode(self, data: bytes, entry: ZooEntry, *, keep_metadata: bool = True, stages: Stages) -> Encoded:
         """An image file as a bitstream of this model."""
 
-        def read() -> Picture:
-            return read_image(data, self._max_pixels, keep_metadata=keep_metadata)
+        def read(timed: Stages) -> Picture:
+            with timed("read_image"):
+                return read_image(data, self._max_pixels, keep_metadata=keep_metadata)
 
-        def work(codec: Codec) -> bytes:
-            return codec.encode_picture(picture, stages=stages)
+        picture = await self._in_thread(self._files_in, "encode", read, stages)
+        resident = await self._acquire("encode", entry, stages)
+        codec = resident.codec
+        kind = Kind("encode", codec.analyse, codec.padded(picture.width, picture.height))
+        analysis: Analysis = await self._on_device(resident, Item(kind, picture, stages))
 
-        picture = await self._in_thread("read_image", read, stages)
-        bitstream = await self._on_device(entry, picture.width * picture.height, work, stages)
+        def write(timed: Stages) -> bytes:
+            return codec.pack(picture, analysis, stages=timed)
+
+        bitstream = await self._in_thread(self._files_out, "encode", write, stages)
         return Encoded(bitstream, picture.width, picture.height)
 
     async def inspect(self, data: bytes, *, stages: Stages) -> Container:
         """A bitstream, checked and taken apart."""
-        return await self._in_thread("read_bitstream", lambda: read_container(data, self._max_pixels), stages)
+
+        def read(timed: Stages) -> Container:
+            with timed("read_bitstream"):
+                return read_container(data, self._max_pixels)
+
+        return await self._in_thread(self._files_in, "decode", read, stages)
 
     async def decode(self, container: Container, entry: ZooEntry, file_format: str, *, stages: Stages) -> bytes:
         """The image file of a bitstream, with the model that it was written with."""
+        resident = await self._acquire("decode", entry, stages)
+        codec = resident.codec
+        kind = Kind("decode", codec.synthesise, codec.padded(container.width, container.height))
+        padded: Pixels = await self._on_device(resident, Item(kind, container, stages))
 
-        def work(codec: Codec) -> Picture:
-            return codec.decode_container(container, stages=stages)
+        def write(timed: Stages) -> bytes:
+            with timed("write_image"):
+                return write_image(codec.unpack(container, padded), file_format)
 
-        picture = await self._on_device(entry, container.pixels, work, stages)
-        return await self._in_thread("write_image", lambda: write_image(picture, file_format), stages)
+        return await self._in_thread(self._files_out, "decode", write, stages)
 
-    async def _in_thread(self, stage: str, work: Callable[[], T], stages: Stages) -> T:
-        def timed() -> T:
-            with stages(stage):
-                return work()
+    async def _in_thread(self, threads: Executor, op: str, work: Callable[[Stages], T], stages: Stages) -> T:
+        def measured() -> T:
+            with self._measured(op, stages) as timed:
+                return work(timed)
 
-        return await asyncio.get_running_loop().run_in_executor(self._files, timed)
+        return await asyncio.get_running_loop().run_in_executor(threads, measured)
 
-    async def _on_device(self, entry: ZooEntry, pixels: int, work: Callable[[Codec], T], stages: Stages) -> T:
-        """Wait for the model and for the device, then work. The model is held until the work has really ended."""
-        with stages("model"):
-            resident = await self._pool.acquire(entry)
-        place = _Place(self._metrics, pixels)
+    async def _acquire(self, op: str, entry: ZooEntry, stages: Stages) -> Resident:
+        with self._measured(op, stages) as timed, timed("model"):
+            return await self._pool.acquire(entry)
 
-        def begin() -> T:
-            stages["queue"] = place.leave()
-            return work(resident.codec)
+    async def _on_device(self, resident: Resident, item: Item) -> Any:
+        """Wait for the item's turn, then for its batch. The model is held until that has really ended."""
 
-        def ended(_: Future[T]) -> None:
-            place.leave()  # if it was cancelled while it waited
+        def ended(_: Future[Any]) -> None:
             loop.call_soon_threadsafe(self._pool.release, resident)
 
         loop = asyncio.get_running_loop()
-        future = self._device.submit(begin)
-        future.add_done_callback(ended)
-        return await asyncio.wrap_future(future)
+        item.future.add_done_callback(ended)
+        self._device.put(item)
+        return await asyncio.wrap_future(item.future)
+
+    @contextmanager
+    def _measured(self, op: str, stages: Stages) -> Iterator[Stages]:
+        """Stages of one step of a request: shown to its client, and counted."""
+        timed = Stages()
+        try:
+            yield timed
+        finally:
+            stages.update(timed)
+            self._metrics.stages(op, timed)
 
     def close(self) -> None:
         """Finish what has begun, drop what waits."""
-        for executor in (self._files, self._device):
-            executor.shutdown(cancel_futures=True)
-
-
-class _Place:
-    """A place in the queue, taken when made."""
-
-    def __init__(self, metrics: Metrics, pixels: int) -> None:
-        self._metrics, self._pixels = metrics, pixels
-        self._since, self._waiting = time.perf_counter(), True
-        metrics.queue_depth.inc()
-        metrics.queue_pixels.inc(pixels)
-
-    def leave(self) -> float:
-        """Seconds waited; only the first leave counts."""
-        waited = time.perf_counter() - self._since
-        if self._waiting:
-            self._waiting = False
-            self._metrics.queue_depth.dec()
-            self._metrics.queue_pixels.dec(self._pixels)
-            self._metrics.queue_wait.observe(waited)
-        return waited
+        self._files_in.shutdown(cancel_futures=True)
+        self._device.close()
+        self._files_out.shutdown(cancel_futures=True)

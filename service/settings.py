@@ -70,7 +70,19 @@ class Settings(BaseSettings):
     timeout_ms: PositiveInt = Field(
         120_000, description="Deadline of a whole request, and the most that its `timeout_ms=` may ask for."
     )
-    workers: int = Field(4, ge=1, le=64, description="Threads that read and write image files.")
+    workers: int = Field(
+        4, ge=1, le=64, description="Threads that read image files, and as many that code symbols and write files."
+    )
+    max_batch_items: PositiveInt = Field(
+        8,
+        description="Most requests that go through the device together; 1 for one at a time. Batches form of what "
+        "waits while the device is busy; a lone request never waits.",
+    )
+    max_batch_pixels: PositiveInt | None = Field(
+        None,
+        description="Most pixels of such a batch, each image padded to a multiple of 128; a larger image goes alone. "
+        "By default 4000000 on a GPU and 500000 on a CPU, whose caches larger batches leave.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severity that is logged; probes and /metrics log at debug."
     )

@@ -75,7 +75,6 @@ async def decode(
         entry = here.zoo.by_fingerprint(container.fingerprint, container.model)
         record.model = entry.name
         image = await here.scheduler.decode(container, entry, wanted.name, stages=stages)
-    here.metrics.stages("decode", stages)
     return Response(
         image,
         media_type=wanted.media_type,

@@ -79,7 +79,6 @@ async def encode(
         upload = await read_upload(request, ["image/*"], here.settings.max_body_bytes)
         lifetime.ends_with_client()
         encoded = await here.scheduler.encode(upload.data, entry, keep_metadata=metadata == "keep", stages=stages)
-    here.metrics.stages("encode", stages)
     here.metrics.bits_per_pixel.labels(entry.name).observe(encoded.bits_per_pixel)
     return Response(
         encoded.data,

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -89,7 +91,7 @@ def start(folder: Path, **settings: object) -> Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """As it comes, with nothing but the embedded models."""
     folder = tmp_path_factory.mktemp("server")
-    running = start(folder, model_dir=folder / "models")
+    running = start(folder, model_dir=folder / "models", max_batch_pixels=4_000_000)
     yield running
     assert running.stop() == 0
 
@@ -108,10 +110,11 @@ def tight(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Iterator
         folder,
         model_dir=models,
         preload="none",
-        memory_budget="75MB",
+        memory_budget="80MB",
         max_body_bytes="300kB",
         max_pixels=200_000,
         timeout_ms=20_000,
+        max_batch_items=2,
     )
     yield running
     assert running.stop() == 0
@@ -153,3 +156,20 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
     assert problem["detail"]
     assert problem["request_id"] == response.headers["x-request-id"]
     return problem
+
+
+@pytest.fixture(scope="session")
+def large(photo: Image.Image) -> bytes:
+    """Keeps a CPU busy for seconds."""
+    return image_file(photo.resize((1536, 1024)), "JPEG")
+
+
+@contextmanager
+def busy(server: Server, large: bytes) -> Iterator[Future[httpx.Response]]:
+    """The device works on a large image."""
+    before = server.metric("tcm_queue_wait_seconds_count")
+    with ThreadPoolExecutor(1) as client:
+        work = client.submit(httpx.post, f"{server.url}/v1/encode", content=large, timeout=120)
+        wait_for(lambda: server.metric("tcm_queue_wait_seconds_count") > before)
+        yield work
+        assert work.result().status_code == 200

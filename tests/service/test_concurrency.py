@@ -4,32 +4,9 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 
-import httpx
-import pytest
-from PIL import Image
-
-from tests.service.conftest import Server, assert_problem, image_file, wait_for
-
-
-@pytest.fixture(scope="module")
-def large(photo: Image.Image) -> bytes:
-    """Keeps a CPU busy for seconds."""
-    return image_file(photo.resize((1536, 1024)), "JPEG")
-
-
-@contextmanager
-def busy(server: Server, large: bytes) -> Iterator[Future[httpx.Response]]:
-    """The device works on a large image."""
-    before = server.metric("tcm_queue_wait_seconds_count")
-    with ThreadPoolExecutor(1) as client:
-        work = client.submit(httpx.post, f"{server.url}/v1/encode", content=large, timeout=120)
-        wait_for(lambda: server.metric("tcm_queue_wait_seconds_count") > before)
-        yield work
-        assert work.result().status_code == 200
+from tests.service.conftest import Server, assert_problem, busy, wait_for
 
 
 def test_the_event_loop_answers(server: Server, large: bytes, photo_file: bytes) -> None:

@@ -1,0 +1,191 @@
+"""The device's thread on its own: order, bounds, and what a failing batch does. With a real codec of tiny widths."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import generate_latest
+
+from model.codec import Codec
+from model.errors import OutOfMemory
+from model.latent_coder import Analysis
+from model.pixels import Picture
+from model.stages import Stages
+from service.device import Device
+from service.metrics import Metrics
+from service.queue import Item, Kind
+
+SIZE = (128, 128)
+PIXELS = 128 * 128
+
+
+class Stage:
+    """A device that can be held busy, and what it was asked to do."""
+
+    def __init__(self, codec: Codec, *, max_batch_items: int = 8, max_batch_pixels: int = 8 * PIXELS) -> None:
+        self.codec, self.metrics = codec, Metrics()
+        self.device = Device(self.metrics, max_batch_items=max_batch_items, max_batch_pixels=max_batch_pixels)
+        self.attempts: list[list[Picture]] = []
+        self.refuses: Callable[[Sequence[Picture]], Exception | None] = lambda _: None
+
+    def analyse(self, pictures: Sequence[Picture], *, stages: Stages) -> list[Analysis]:
+        self.attempts.append(list(pictures))
+        if error := self.refuses(pictures):
+            raise error
+        return self.codec.analyse(pictures, stages=stages)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """What is put meanwhile waits."""
+        begun, go_on = threading.Event(), threading.Event()
+
+        def hold(_: Sequence[None], *, stages: Stages) -> list[None]:
+            begun.set()
+            assert go_on.wait(60)
+            return [None]
+
+        self.device.put(Item(Kind("hold", hold, SIZE), None, Stages()))
+        assert begun.wait(60)
+        yield
+        go_on.set()
+
+    def put(self, picture: Picture, kind: Kind | None = None) -> Item:
+        item = Item(kind or Kind("encode", self.analyse, SIZE), picture, Stages())
+        self.device.put(item)
+        return item
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of the batches that were tried."""
+        return [len(pictures) for pictures in self.attempts]
+
+    def metric(self, sample: str) -> float:
+        lines = generate_latest(self.metrics.registry).decode().splitlines()
+        return float(next(line for line in lines if line.startswith(f"{sample} ")).split()[1])
+
+    def packed(self, item: Item) -> bytes:
+        assert isinstance(item.subject, Picture)
+        return self.codec.pack(item.subject, item.future.result(60))
+
+
+@pytest.fixture
+def stage(tiny_codec: Codec) -> Iterator[Stage]:
+    stage = Stage(tiny_codec)
+    yield stage
+    stage.device.close()
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Picture]:
+    return [Picture(np.random.default_rng(i).integers(0, 256, (100, 120, 3), np.uint8)) for i in range(8)]
+
+
+def test_out_of_memory_halves_the_batch_and_the_limit(stage: Stage, pictures: list[Picture]) -> None:
+    stage.refuses = lambda some: OutOfMemory("full") if len(some) > 2 else None
+    with stage.busy():
+        items = [stage.put(picture) for picture in pictures]
+    for item, picture in zip(items, pictures, strict=True):
+        decoded = stage.codec.decode(stage.packed(item))
+        assert np.asarray(decoded).shape == picture.rgb.shape
+    assert stage.sizes == [8, 4, 2, 2, 4, 2, 2]
+    assert stage.metric("tcm_batch_pixels_limit") == 2 * PIXELS
+    assert stage.metric("tcm_batch_items_count") == 1 + 4  # those that came through
+    with stage.busy():
+        items = [stage.put(picture) for picture in pictures[:5]]
+    for item in items:
+        item.future.result(60)
+    assert stage.sizes[7:] == [2, 2, 1]  # it has learnt
+
+
+def test_the_limit_never_stops_a_single_item(stage: Stage, pictures: list[Picture]) -> None:
+    failures = iter([OutOfMemory("full")])
+    stage.refuses = lambda _: next(failures, None)
+    with pytest.raises(OutOfMemory):
+        stage.put(pictures[0]).future.result(60)
+    assert stage.metric("tcm_batch_pixels_limit") == PIXELS // 2
+    assert stage.packed(stage.put(pictures[0]))
+
+
+def test_an_item_that_breaks_its_batch_fails_alone(stage: Stage, pictures: list[Picture]) -> None:
+    stage.refuses = lambda some: ValueError("bad") if any(p is pictures[2] for p in some) else None
+    with stage.busy():
+        items = [stage.put(picture) for picture in pictures[:4]]
+    with pytest.raises(ValueError, match="bad"):
+        items[2].future.result(60)
+    assert all(stage.packed(items[i]) for i in (0, 1, 3))
+    assert stage.sizes == [4, 2, 2, 1, 1]
+    assert stage.metric("tcm_batch_pixels_limit") == 8 * PIXELS  # memory was not the reason
+
+
+def test_a_failure_holds_no_tensors(stage: Stage, pictures: list[Picture]) -> None:
+    def call(_: Sequence[Picture], *, stages: Stages) -> list[Any]:
+        tensor = np.zeros(1000)
+        raise OutOfMemory(f"full with {tensor.nbytes} bytes")
+
+    item = stage.put(pictures[0], Kind("encode", call, SIZE))
+    error = item.future.exception(60)
+    assert error is not None
+    trace = error.__traceback__
+    while trace is not None:
+        assert "tensor" not in trace.tb_frame.f_locals
+        trace = trace.tb_next
+
+
+def test_the_oldest_goes_first_whatever_its_kind(tiny_codec: Codec, pictures: list[Picture]) -> None:
+    stage = Stage(tiny_codec, max_batch_items=3)
+    order: list[str] = []
+
+    def kind(name: str) -> Kind:
+        def call(some: Sequence[Picture], *, stages: Stages) -> list[None]:
+            order.append(name * len(some))
+            return [None] * len(some)
+
+        return Kind(name, call, SIZE)
+
+    a, b, c = (kind(name) for name in "abc")
+    with stage.busy():
+        items = [stage.put(pictures[0], k) for k in (a, b, a, a, a, c, b)]
+    for item in items:
+        item.future.result(60)
+    assert order == ["aaa", "bb", "a", "c"]
+    stage.device.close()
+
+
+@pytest.mark.parametrize(("items", "pixels", "sizes"), [(2, 8, [2, 2, 1]), (8, 3, [3, 2]), (8, 0.5, [1] * 5)])
+def test_bounds(tiny_codec: Codec, pictures: list[Picture], items: int, pixels: float, sizes: list[int]) -> None:
+    stage = Stage(tiny_codec, max_batch_items=items, max_batch_pixels=int(pixels * PIXELS))
+    with stage.busy():
+        waiting = [stage.put(picture) for picture in pictures[:5]]
+    for item in waiting:
+        item.future.result(60)
+    assert stage.sizes == sizes
+    stage.device.close()
+
+
+def test_what_is_cancelled_costs_the_device_nothing(stage: Stage, pictures: list[Picture]) -> None:
+    with stage.busy():
+        items = [stage.put(picture) for picture in pictures[:4]]
+        assert items[0].future.cancel()
+        assert items[3].future.cancel()
+        assert stage.metric("tcm_queue_depth") == 2
+    assert all(stage.packed(item) for item in items[1:3])
+    assert [[id(p) for p in attempt] for attempt in stage.attempts] == [[id(pictures[1]), id(pictures[2])]]
+    assert stage.metric("tcm_queue_depth") == 0
+    assert stage.metric("tcm_queue_pixels") == 0
+
+
+def test_what_waits_at_the_end_is_dropped(stage: Stage, pictures: list[Picture]) -> None:
+    with stage.busy():
+        item = stage.put(pictures[0])
+        closing = threading.Thread(target=stage.device.close)
+        closing.start()
+        while not item.future.cancelled():
+            closing.join(0.01)
+    closing.join(60)
+    assert stage.attempts == []
+    assert stage.metric("tcm_queue_depth") == 0
