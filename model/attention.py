@@ -107,9 +107,9 @@ class WindowAttention(nn.Module):
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each (B, n, heads, w², head_dim)
         out = self._attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias).view(b, n, length, c)
         if border is not None and border_mask is not None:
-            parts = [t[:, border].flatten(0, 1) for t in (q, k, v)]
+            q, k, v = (t[:, border].flatten(0, 1) for t in (q, k, v))
             mask = border_mask.expand(b, *border_mask.shape).flatten(0, 1)
-            out = out.index_copy(1, border, self._attend(*parts, mask).view(b, -1, length, c))
+            out = out.index_copy(1, border, self._attend(q, k, v, mask).view(b, -1, length, c))
         return self.linear(out)  # type: ignore[no-any-return]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
