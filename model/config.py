@@ -151,11 +151,11 @@ class TCMConfig:
 SIZES: dict[str, TCMConfig] = {
     "xs": TCMConfig(
         N=32,
-        M=128,
+        M=192,
         hyper_channels=96,
         head_dim=(16,) * 6,
         hyper_head_dim=16,
-        slices=4,
+        slices=6,
         slice_widths=(96, 64),
         attention_width=64,
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,6 @@ TINY = TCMConfig(
     N=8, M=16, hyper_channels=8, head_dim=(4, 8, 4, 8, 4, 8), hyper_head_dim=4, slices=4, slice_widths=(12, 10),
     attention_width=16, attention_head_dim=8,
 )  # fmt: skip
-
-torch.set_num_threads(max(1, (os.cpu_count() or 2) // 1))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
