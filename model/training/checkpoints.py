@@ -1,0 +1,98 @@
+"""The state of a run on disk: written whole or not at all, and read without unpickling anything but tensors.
+
+A checkpoint is a folder of two files that belong together: `weights.safetensors` (the network, and its average under
+`average.`) and `optimiser.pt` (both optimisers and the counters, loaded with `weights_only=True`). They are written
+beside the old folder, which is then replaced in one rename.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model.errors import CheckpointUnreadable
+
+_AVERAGE = "average."
+_WEIGHTS, _OPTIMISER = "weights.safetensors", "optimiser.pt"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stood.
+
+    Attributes:
+        step: optimiser steps taken.
+        seconds: of training, this and earlier sittings.
+        optimisers: the state dicts of Adam and of the auxiliary Adam.
+        weights: the network's parameters.
+        average: their moving average.
+        setting: what the run must agree on to be resumed (λ, widths, seed …), as text.
+    """
+
+    step: int
+    seconds: float
+    optimisers: list[dict[str, Any]]
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    setting: str
+
+
+def save_state(folder: Path, state: RunState) -> None:
+    """Write a checkpoint; whoever kills the process now or later finds the old one or the new one, whole."""
+    fresh, stale = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    tensors = {**state.weights, **{_AVERAGE + name: value for name, value in state.average.items()}}
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, fresh / _WEIGHTS)
+    counters = {"step": state.step, "seconds": state.seconds, "setting": state.setting}
+    torch.save({"optimisers": state.optimisers, **counters}, fresh / _OPTIMISER)
+    for path in fresh.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(stale, ignore_errors=True)
+    if folder.exists():
+        folder.rename(stale)
+    fresh.rename(folder)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def load_state(folder: Path) -> RunState:
+    """Read a checkpoint, or the one before it if a kill hit between the two renames.
+
+    Raises:
+        CheckpointUnreadable: there is none, or it is damaged.
+    """
+    for place in (folder, folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")):
+        if (place / _WEIGHTS).exists() and (place / _OPTIMISER).exists():
+            break
+    else:
+        raise CheckpointUnreadable(f"{folder}: no checkpoint of a training run")
+    try:
+        tensors = load_file(place / _WEIGHTS)
+        rest = torch.load(place / _OPTIMISER, map_location="cpu", weights_only=True)
+        return RunState(
+            step=int(rest["step"]),
+            seconds=float(rest["seconds"]),
+            optimisers=rest["optimisers"],
+            weights={name: value for name, value in tensors.items() if not name.startswith(_AVERAGE)},
+            average={n.removeprefix(_AVERAGE): value for n, value in tensors.items() if n.startswith(_AVERAGE)},
+            setting=str(rest["setting"]),
+        )
+    except Exception as error:  # noqa: BLE001  # torch and safetensors raise what they please on damaged files
+        raise CheckpointUnreadable(
+            f"{place}: damaged ({str(error).splitlines()[0] if str(error) else error!r})"
+        ) from None
+
+
+@torch.no_grad()
+def fill_parameters(net: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy stored weights into a network of the same widths."""
+    for name, parameter in net.named_parameters():
+        parameter.copy_(weights[name])

@@ -1,0 +1,124 @@
+"""Short cuts through the outer stages while they are still linear: the coarse stages learn several times faster.
+
+After a block-transform start the stages of g_a and g_s at half and a quarter of the resolution are linear maps of
+single blocks and lose nothing, yet they take nine tenths of the time. One strided convolution does the same work;
+the stages inside, the entropy model included, train with it, and the outer ones join when the coarse ones have learnt.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.network import TCM
+from model.training.layers import conv_of
+
+_STEP = 1e-2  # of the impulses that find the linear map, around a grey image
+_TOLERANCE = 5e-3  # how far a short cut may be from the stages it stands for
+
+
+class _Map(Protocol):
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
+class _Shortcut(nn.Module):
+    """One linear map of blocks: (B, 3, H, W) -> (B, 2N, H/side, W/side), or back when `up`."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, *, up: bool) -> None:
+        super().__init__()
+        self.up = up
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = self.weight.shape[-1]
+        if self.up:
+            return F.conv_transpose2d(x, self.weight, stride=side) + self.bias
+        return F.conv2d(x, self.weight, stride=side) + self.bias
+
+
+def shorten(net: TCM, stages: int, *, attention: bool = True) -> TCM:
+    """The same network, sharing its parameters, with the outer `stages` (0, 1 or 2) of g_a and g_s short-cut.
+
+    Args:
+        stages: how many.
+        attention: False leaves the gated branch out of the slice attentions (two thirds of the entropy model's time).
+
+    Raises:
+        ValueError: these stages are no linear map of blocks (any more), so that no short cut can stand for them.
+    """
+    short = copy.copy(net)
+    short._modules = dict(net._modules)
+    if not attention:
+        short.atten_mean, short.atten_scale = _ungated(net.atten_mean), _ungated(net.atten_scale)
+    if stages == 0:
+        return short
+    cut = stages * (net.config.depth + 1)
+    outer_down, outer_up = net.g_a[:cut], net.g_s[-cut:]
+    down = _analysis(outer_down, 2**stages, net.config.window)
+    up = _synthesis(outer_up, 2**stages, net.config.window, 2 * net.config.N)
+    _check(outer_down, outer_up, down, up, 2 ** (stages + 1) * net.config.window)
+    short.g_a = nn.Sequential(down, *net.g_a[cut:])
+    short.g_s = nn.Sequential(*net.g_s[:-cut], up)
+    return short
+
+
+def _ungated(attentions: nn.ModuleList) -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.Sequential(conv_of(block, "0.in_conv"), conv_of(block, "0.out_conv")) for block in attentions
+    )
+
+
+@torch.no_grad()
+def _analysis(stage: _Map, side: int, window: int) -> _Shortcut:
+    """Read the map off the answers to impulses in one block of a grey image."""
+    size, at = side * window, side * (window // 2)
+    grey = torch.full((1, 3, size, size), 0.5)
+    inputs = grey.repeat(3 * side * side, 1, 1, 1)
+    inputs[:, :, at : at + side, at : at + side] += _STEP * torch.eye(3 * side * side).view(-1, 3, side, side)
+    middle = window // 2
+    rest = stage(grey)[..., middle : middle + 1, middle : middle + 1]
+    answers = torch.cat([stage(part) for part in torch.split(inputs, 48)])[..., middle, middle]
+    weight = ((answers - rest[..., 0, 0]) / _STEP).T.reshape(-1, 3, side, side).contiguous()
+    weight[3 * side * side :], rest[:, 3 * side * side :] = 0, 0  # spare channels: features that nothing reads yet
+    return _Shortcut(weight, rest - 0.5 * weight.sum(dim=(1, 2, 3)).view(1, -1, 1, 1), up=False)
+
+
+@torch.no_grad()
+def _synthesis(stage: _Map, side: int, window: int, channels: int) -> _Shortcut:
+    at = window // 2
+    flat = torch.zeros(1, channels, window, window)
+    inputs = flat.repeat(channels, 1, 1, 1)
+    inputs[:, :, at, at] += torch.eye(channels)
+    rest = stage(flat)
+    answers = torch.cat([stage(part) for part in torch.split(inputs, 16)])
+    block = slice(at * side, (at + 1) * side)
+    return _Shortcut(
+        (answers - rest)[..., block, block].contiguous(),
+        rest[..., block, block].mean(dim=(2, 3), keepdim=True),
+        up=True,
+    )
+
+
+@torch.no_grad()
+def _check(outer_down: _Map, outer_up: _Map, down: _Shortcut, up: _Shortcut, size: int) -> None:
+    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 0.02 + 0.49
+    features = down(x)
+    used = slice(3 * down.weight.shape[-1] ** 2)
+    error = max(_distance(features[:, used], outer_down(x)[:, used]), _distance(up(features), outer_up(features)))
+    if not error < _TOLERANCE:
+        raise ValueError(
+            f"the outer stages are not the linear block transform of a fresh start (off by {error:.2g}): "
+            "train them too, with a coarse phase of 0 stages"
+        )
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())

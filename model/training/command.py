@@ -1,0 +1,157 @@
+"""`tcm train`: the options of a run on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+class Size(StrEnum):
+    """Named sizes (`model.config.SIZES`)."""
+
+    xs = "xs"
+    s = "s"
+    m = "m"
+    l = "l"  # noqa: E741  # the paper's Large
+
+
+class Metric(StrEnum):
+    """What distortion is."""
+
+    mse = "mse"
+    ms_ssim = "ms-ssim"
+
+
+class StartFrom(StrEnum):
+    """What an untrained network is."""
+
+    random = "random"
+    block_transform = "block-transform"
+
+
+class Part(StrEnum):
+    """What of the network learns."""
+
+    all = "all"
+    coarse = "coarse"
+    entropy = "entropy"
+
+
+class Precision(StrEnum):
+    """What g_a and g_s compute in."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder of images; subfolders count.", exists=True, file_okay=False)],
+    save: Annotated[Path, typer.Option(help="Folder of the run: checkpoint, log, finished model.")] = Path(
+        "runs/train"
+    ),
+    size: Annotated[Size, typer.Option(help="Widths by name.")] = Size.s,
+    n: Annotated[
+        int | None, typer.Option("--N", help="Width of one half of a mixed block, instead of the size's.")
+    ] = None,
+    m: Annotated[int | None, typer.Option("--M", help="Channels of y, instead of the size's.")] = None,
+    hyper: Annotated[int | None, typer.Option(help="Channels of z, instead of the size's.")] = None,
+    slices: Annotated[int | None, typer.Option(help="Slices of y, instead of the size's.")] = None,
+    lmbda: Annotated[float, typer.Option("--lmbda", "--lambda", help="λ: more is better quality.")] = 0.013,
+    metric: Annotated[Metric, typer.Option(help="Distortion that is minimised.")] = Metric.mse,
+    name: Annotated[str | None, typer.Option(help="Of the finished model; by default tcm-SIZE-METRIC-λ.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data (50 where nothing else ends the run).")
+    ] = None,
+    milestones: Annotated[str, typer.Option(help="Epochs after which the rate is a tenth.")] = "45,48",
+    steps: Annotated[int | None, typer.Option(help="End after this many steps instead.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="End after this time instead; the rate follows the clock.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Crops a step and process.")] = 8,
+    crop: Annotated[int, typer.Option(help="Side of a crop in pixels.")] = 256,
+    lr: Annotated[float, typer.Option(help="Adam's rate.")] = 1e-4,
+    lr_aux: Annotated[float, typer.Option(help="Rate of the auxiliary Adam.")] = 1e-3,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    warmup: Annotated[int, typer.Option(help="Steps in which the rate rises from zero.")] = 0,
+    cool_from: Annotated[
+        float, typer.Option(help="Share of a run by steps or minutes from which the rate falls.")
+    ] = 0.5,
+    floor: Annotated[float, typer.Option(help="Share of the rate that it falls to.")] = 0.02,
+    average: Annotated[float, typer.Option(help="Decay of the moving average of the weights.")] = 0.998,
+    start: Annotated[StartFrom, typer.Option(help="What an untrained network is.")] = StartFrom.random,
+    init_from: Annotated[Path | None, typer.Option(help="Start from this model; another λ's is rescaled.")] = None,
+    fit_synthesis: Annotated[bool, typer.Option(help="Fit g_s by least squares first.")] = False,
+    balance: Annotated[float, typer.Option(help="Rates by what each layer bears; 0: one rate for all.")] = 0.0,
+    part: Annotated[
+        Part, typer.Option(help="What learns; `coarse` and `entropy` need a block-transform start.")
+    ] = Part.all,
+    attention: Annotated[bool, typer.Option(help="Use the gated branch of the slice attentions.")] = True,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the run's folder.")] = False,
+    seed: Annotated[int, typer.Option(help="Of weights, order, crops and noise.")] = 0,
+    validation: Annotated[int, typer.Option(help="Photographs kept out of training to measure on.")] = 8,
+    save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
+    workers: Annotated[int | None, typer.Option(help="Loading processes; by default by the machine.")] = None,
+    precision: Annotated[Precision, typer.Option(help="auto: bf16 on a GPU that has it.")] = Precision.auto,
+    half: Annotated[bool, typer.Option(help="Store the finished model in float16 (always for xs).")] = False,
+    threads: Annotated[int | None, typer.Option(help="Of torch on a CPU; by default all cores.")] = None,
+) -> None:
+    """Train a model on a folder of images. Several GPUs: torchrun -m model.training, with the same options."""
+    import torch
+
+    from model.config import SIZES
+    from model.errors import ModelError
+    from model.training.options import Options
+    from model.training.train import train as run
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if threads:
+        torch.set_num_threads(threads)
+    widths: dict[str, Any] = {"N": n, "M": m, "hyper_channels": hyper, "slices": slices}
+    try:
+        config = dataclasses.replace(SIZES[size], **{k: v for k, v in widths.items() if v is not None})
+        options = Options(
+            data=data,
+            save=save,
+            lmbda=lmbda,
+            metric=metric.value,
+            config=config,
+            name=name,
+            size=size.value,
+            half=half or size is Size.xs,
+            epochs=50 if epochs is None and steps is None and minutes is None else epochs,
+            milestones=tuple(int(part) for part in milestones.split(",") if part.strip()),
+            steps=steps,
+            minutes=minutes,
+            warmup=warmup,
+            cool_from=cool_from,
+            floor=floor,
+            batch=batch,
+            crop=crop,
+            lr=lr,
+            lr_aux=lr_aux,
+            clip=clip,
+            average=average,
+            balance=balance,
+            start=start.value,
+            init_from=init_from,
+            fit_synthesis=fit_synthesis,
+            part=part.value,
+            attention=attention,
+            resume=resume,
+            seed=seed,
+            validation=validation,
+            save_every=save_every,
+            workers=workers,
+            precision=precision.value,
+        )
+        path = run(options)
+    except (ModelError, ValueError, FileNotFoundError) as error:
+        typer.echo(f"tcm train: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(path)

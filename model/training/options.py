@@ -1,0 +1,112 @@
+"""Everything that decides a training run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from model.config import SIZES, TCMConfig
+
+Start = Literal["random", "block-transform"]
+Part = Literal["all", "coarse", "entropy"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """One run; the defaults are the paper's recipe.
+
+    Attributes:
+        data: folder of images.
+        save: folder of the run: checkpoint, log and finished model.
+        lmbda: λ, the weight of the distortion.
+        metric: "mse" (λ·255²·MSE) or "ms-ssim" (λ·(1 - MS-SSIM)).
+        config: every width of the network.
+        name: of the finished model; by default tcm-SIZE-METRIC-λ.
+        size: the name of `config`, for `name`.
+        half: store the finished model in float16.
+        epochs, milestones, steps, minutes: when the run ends and how the rate falls (see `Schedule`).
+        warmup, cool_from, floor: the shape of the rate (see `Schedule`).
+        batch: crops a step and process.
+        crop: side of a crop in pixels, a multiple of the network's alignment.
+        lr: Adam's rate.
+        lr_aux: rate of the auxiliary Adam, for the quantiles of z.
+        clip: largest norm of the gradient.
+        average: decay of the moving average of the weights.
+        balance: rates by layer and latent channel (see `rates`), or 0: one rate for all, as in the paper.
+        start: random initial weights, or the block transform (see `start`).
+        init_from: a model file to start from instead, of the same widths; another λ's is rescaled.
+        fit_synthesis: before the first step, fit g_s by least squares (see `regress`).
+        part: "all"; "entropy": transforms frozen; "coarse": outer stages short-cut, the rest learns.
+        attention: False leaves the gated branch of the slice attentions out, and shut in the finished model.
+        resume: go on from the checkpoint in `save`.
+        sample: crops that the block transform and the least squares look at.
+        seed: of the initial weights, the order of the data, the crops and the noise.
+        validation: photographs kept out of training to measure on.
+        save_every, log_every: seconds between checkpoints, steps between lines of the log.
+        workers: loading processes; None: none on a CPU, most cores on a GPU.
+        cache_mb: decoded photographs kept in memory by each loading process.
+        precision: "fp32", "bf16", or "auto": bf16 on a GPU that has it (on a CPU it measured slower).
+    """
+
+    data: Path
+    save: Path
+    lmbda: float = 0.013
+    metric: str = "mse"
+    config: TCMConfig = field(default_factory=lambda: SIZES["s"])
+    name: str | None = None
+    size: str = "s"
+    half: bool = False
+    epochs: int | None = None
+    milestones: tuple[int, ...] = (45, 48)
+    steps: int | None = None
+    minutes: float | None = None
+    warmup: int = 0
+    cool_from: float = 0.5
+    floor: float = 0.02
+    batch: int = 8
+    crop: int = 256
+    lr: float = 1e-4
+    lr_aux: float = 1e-3
+    clip: float = 1.0
+    average: float = 0.998
+    balance: float = 0.0
+    start: Start = "random"
+    init_from: Path | None = None
+    fit_synthesis: bool = False
+    part: Part = "all"
+    attention: bool = True
+    resume: bool = False
+    sample: int = 256
+    seed: int = 0
+    validation: int = 8
+    save_every: float = 300.0
+    log_every: int = 50
+    workers: int | None = None
+    cache_mb: int = 1024
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.crop % self.config.alignment:
+            raise ValueError(
+                f"a crop's side is a multiple of {self.config.alignment} for these windows, not {self.crop}"
+            )
+        if self.lmbda <= 0 or self.batch < 1:
+            raise ValueError("λ is positive and a batch has at least one crop")
+        if self.metric == "ms-ssim" and self.crop <= 160:
+            raise ValueError("MS-SSIM has five scales: it needs crops above 160 pixels")
+        if self.start == "block-transform" and self.init_from is not None:
+            raise ValueError("a run starts as a block transform or from a model, not both")
+
+    @property
+    def model_name(self) -> str:
+        """What the finished model is called."""
+        return self.name or f"tcm-{self.size}-{self.metric}-{self.lmbda:g}"
+
+    def setting(self) -> str:
+        """What a resumed run must share with the one it goes on with, as text."""
+        names = ("lmbda", "metric", "batch", "crop", "seed", "part", "attention")
+        kept = {name: getattr(self, name) for name in names}
+        return json.dumps({**kept, "config": dataclasses.asdict(self.config)}, sort_keys=True)

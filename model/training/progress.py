@@ -1,0 +1,87 @@
+"""What a run says of itself: a live line, a JSON-lines log, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+def _minutes(seconds: float) -> str:
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest:02d} min" if hours else f"{rest} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+class Reporter:
+    """Use as a context; `line` at every step, `record` for what is kept.
+
+    Args:
+        folder: of the run; `log.jsonl` and the TensorBoard files go there.
+        quiet: no live line (other processes of a DDP run, tests).
+    """
+
+    def __init__(self, folder: Path, *, quiet: bool = False) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = (folder / "log.jsonl").open("a", encoding="utf-8")
+        self._board = _tensorboard(folder)
+        self.console = Console(stderr=True, quiet=quiet)
+        self._progress = Progress(
+            TextColumn("step {task.fields[step]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
+            console=self.console,
+            disable=quiet,
+        )
+        self._task = self._progress.add_task("train", total=1.0, step=0, figures="", left="?")
+
+    def __enter__(self) -> Reporter:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        self._log.close()
+        if self._board is not None:
+            self._board.close()
+
+    def line(self, step: int, done: float, seconds: float, figures: dict[str, float]) -> None:
+        """Show where the run is.
+
+        Args:
+            step: steps taken.
+            done: share of the run behind us.
+            seconds: of training so far.
+            figures: bpp, PSNR in dB, loss, images/s: shown as they are named.
+        """
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        left = _minutes(seconds * (1 - done) / done) if done > 0 else "?"
+        self._progress.update(self._task, completed=min(done, 1.0), step=step, figures=shown, left=left)
+
+    def record(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        """Keep figures: one line of the log, one point of each TensorBoard curve; validations are printed too."""
+        self._log.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+        self._log.flush()
+        if self._board is not None:
+            for name, value in figures.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+        if kind != "train":
+            shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
+            self.console.print(f"{kind} at step {step}: {shown}", highlight=False)
+
+
+def _tensorboard(folder: Path) -> Any:  # a SummaryWriter, where tensorboard is installed
+    try:
+        return importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder))
+    except ImportError:
+        return None

@@ -1,0 +1,98 @@
+"""The network that a run starts from, and the view of it that the run trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.checkpoint import fill, read_info, read_state_dict
+from model.errors import CheckpointMismatch, CheckpointUnreadable
+from model.network import TCM
+from model.training.coarse import shorten
+from model.training.data import Crops
+from model.training.device import Place
+from model.training.layers import bias_of, conv_of
+from model.training.options import Options
+from model.training.regress import fit_synthesis
+from model.training.rescale import rescale_for
+from model.training.start import LEAST_DEVIATION, block_transform
+from model.training.widen import widen_latents
+
+_SHORTCUT_STAGES = 2
+_SHUT = -30.0  # a gate's bias: sigmoid 1e-13
+_SAMPLE_SEED = 99
+
+
+def make_net(options: Options, photographs: list[Path]) -> TCM:
+    """A network at its start: random, the block transform, or another model's weights."""
+    if options.init_from is not None:
+        net = fill(read_state_dict(options.init_from))
+        if (lmbda := _lambda_of(options.init_from)) is not None and options.metric == "mse":
+            rescale_for(net, lmbda, options.lmbda)
+        if net.config != options.config:
+            net = _widened(net, options, photographs)
+    else:
+        net = TCM(config=options.config)
+        if options.start == "block-transform":
+            block_transform(net, torch.cat(list(_sample(options, photographs))), options.lmbda)
+    if options.fit_synthesis:
+        view = shorten(net.eval(), _SHORTCUT_STAGES, attention=options.attention)
+        fit_synthesis(view, _sample(options, photographs))
+    return net.train()
+
+
+def _widened(old: TCM, options: Options, photographs: list[Path]) -> TCM:
+    """A network of the wanted M and slices that knows what `old` knows; every other width must be the same."""
+    wanted = dataclasses.replace(old.config, M=options.config.M, slices=options.config.slices)
+    if wanted != options.config:
+        raise CheckpointMismatch(f"{options.init_from}: has other widths than asked for: {old.config.to_json()}")
+    new = TCM(config=wanted)
+    crops = torch.cat(list(_sample(options, photographs)))
+    block_transform(new, crops, options.lmbda)
+    with torch.no_grad():
+        latents = torch.cat([shorten(new, _SHORTCUT_STAGES).g_a(part) for part in torch.split(crops, 8)])
+    widen_latents(old, new, latents.std(dim=(0, 2, 3)).clamp(min=LEAST_DEVIATION))
+    return new
+
+
+def make_view(net: TCM, options: Options) -> TCM:
+    """What is trained: the network, or a shorter way through it that shares its parameters."""
+    if options.part == "all" and options.attention:
+        return net
+    return shorten(net, 0 if options.part == "all" else _SHORTCUT_STAGES, attention=options.attention)
+
+
+@torch.no_grad()
+def shut_gates(net: TCM) -> None:
+    """Close the gated branch of every slice attention, where it was left out of training."""
+    for i in range(net.config.slices):
+        for kind in ("mean", "scale"):
+            last = conv_of(net, f"atten_{kind}.{i}.0.conv_b.3")
+            nn.init.zeros_(last.weight)
+            nn.init.constant_(bias_of(last), _SHUT)
+
+
+def loading_processes(options: Options, place: Place) -> int:
+    """Worker processes for the data: none beside a CPU run, which needs its cores; most of a GPU machine's."""
+    if options.workers is not None:
+        return options.workers
+    return 0 if place.device.type == "cpu" else max(2, min(16, (os.cpu_count() or 2) // place.processes - 1))
+
+
+def _sample(options: Options, photographs: list[Path]) -> Iterator[Tensor]:
+    crops = Crops(photographs, options.crop, _SAMPLE_SEED, cache_bytes=0)
+    for start in range(0, options.sample, 8):
+        yield torch.stack([crops[i] for i in range(start, start + 8)])
+
+
+def _lambda_of(path: Path) -> float | None:
+    """The λ that a model file was trained for; None where it does not say."""
+    try:
+        return read_info(path).lmbda
+    except CheckpointUnreadable:
+        return None

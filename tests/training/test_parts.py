@@ -1,0 +1,177 @@
+"""The trainer's parts, one by one."""
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+
+from model.attention import WindowAttention
+from model.network import TCM
+from model.training.coarse import shorten
+from model.training.data import Crops, Indexes, find_images, split_validation
+from model.training.loss import rate_distortion
+from model.training.quantiles import settle_quantiles
+from model.training.regress import fit_synthesis
+from model.training.rescale import rescale_latents
+from model.training.schedule import Schedule
+from model.training.start import block_transform, quantiser_step
+from model.training.widen import widen_latents
+from tests.training.conftest import SMALL
+
+
+def crops_of(photographs, count=8):
+    crops = Crops(find_images(photographs), 64, seed=1)
+    return torch.stack([crops[i] for i in range(count)])
+
+
+@pytest.fixture
+def started(photographs):
+    torch.manual_seed(0)
+    net = TCM(config=SMALL).eval()
+    block_transform(net, crops_of(photographs), 0.05)
+    return net
+
+
+def psnr(a, b):
+    return float(-10 * torch.log10((a - b).square().mean()))
+
+
+def test_a_damaged_file_is_named_and_skipped(photographs, caplog):
+    crops = Crops(find_images(photographs), 64, seed=0)
+    with caplog.at_level(logging.WARNING):
+        for i in range(24):
+            assert crops[i].shape == (3, 64, 64)
+    assert sum("05-damaged.png skipped" in line for line in caplog.messages) == 1
+    assert sum("06-small.png skipped: 40x40" in line for line in caplog.messages) == 1
+
+
+def test_a_sample_follows_from_seed_and_number_alone(photographs):
+    paths = find_images(photographs)
+    first, second, other = Crops(paths, 64, 3), Crops(paths, 64, 3, cache_bytes=0), Crops(paths, 64, 4)
+    second[7]
+    assert torch.equal(first[20], second[20])
+    assert not torch.equal(first[20], other[20])
+
+
+def test_processes_share_the_samples_out(photographs):
+    parts = [iter(Indexes(5, 2, rank, 2)) for rank in (0, 1)]
+    assert [[next(part) for _ in range(4)] for part in parts] == [[20, 21, 24, 25], [22, 23, 26, 27]]
+
+
+def test_validation_is_kept_out_of_training(photographs):
+    paths = find_images(photographs)
+    training, kept = split_validation(paths, 3)
+    assert len(kept) == 3
+    assert sorted([*training, *kept]) == paths
+    assert split_validation(paths, 0) == (paths, [])
+
+
+def test_the_block_transform_is_a_transform(started, photographs):
+    x = crops_of(photographs)
+    with torch.no_grad():
+        y = started.g_a(x)
+        assert psnr(started.g_s(y), x) > 23
+        small, large = quantiser_step(0.05), quantiser_step(0.0125)
+        assert large == pytest.approx(2 * small)
+        energy = (y.var(dim=(0, 2, 3)) * small**2).sum() / 768
+        assert energy == pytest.approx(float(x.var(dim=(0, 2, 3)).mean()), rel=0.1)  # orthonormal
+
+
+@pytest.mark.parametrize("stages", [0, 1, 2])
+def test_a_short_cut_is_the_same_network(started, photographs, stages):
+    short, x = shorten(started, stages), crops_of(photographs, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(short.g_a(x), started.g_a(x), atol=0.05, rtol=0.01)
+        y = started.g_a(x)
+        torch.testing.assert_close(short.g_s(y), started.g_s(y), atol=0.01, rtol=0.01)
+    assert short.g_a[-1].weight is started.g_a[-1].weight
+
+
+def test_no_short_cut_through_stages_that_have_learnt():
+    with pytest.raises(ValueError, match="not the linear block transform"):
+        shorten(TCM(config=SMALL).eval(), 2)
+
+
+def test_least_squares_improve_the_synthesis(started, photographs):
+    x = crops_of(photographs)
+    with torch.no_grad():
+        before = psnr(started(x).x_hat, x)
+        fit_synthesis(started, x.split(4))
+        assert psnr(started(x).x_hat, x) > before
+
+
+def test_rescaled_latents_give_the_same_picture(started, photographs):
+    x = crops_of(photographs, 2)
+    with torch.no_grad():
+        before = started.g_s(started.g_a(x))
+        means, scales = started(x).means, started(x).scales
+        rescale_latents(started, 1.0)
+        after = started(x)
+        torch.testing.assert_close((after.means, after.scales), (means, scales))
+        rescale_latents(started, 3.0)
+        torch.testing.assert_close(started.g_s(started.g_a(x)), before, atol=1e-4, rtol=1e-3)
+
+
+def test_a_wider_network_knows_what_the_narrow_one_knew(started, photographs):
+    x = crops_of(photographs)
+    wide = TCM(config=dataclasses.replace(SMALL, M=64, slices=4)).eval()
+    block_transform(wide, x, 0.05)
+    with torch.no_grad():
+        for p in started.parameters():
+            p += 0.01 * torch.randn_like(p)
+        widen_latents(started, wide, wide.g_a(x).std(dim=(0, 2, 3)))
+        before, after = started(x[:2]), wide(x[:2])
+    torch.testing.assert_close(after.means[:, :32], before.means, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(after.scales[:, :32], before.scales, atol=1e-3, rtol=1e-3)
+
+
+def test_quantiles_settle_where_their_loss_is_zero():
+    net = TCM(config=SMALL)
+    settle_quantiles(net.entropy_bottleneck)
+    assert net.aux_loss().item() < 0.01
+
+
+def test_the_bias_gradient_of_a_sixteenth_is_that_of_all_on_average():
+    torch.manual_seed(0)
+    attention = WindowAttention(8, 4, 4, shifted=True)
+    x, weight = torch.randn(2, 64, 16, 8), torch.randn(2, 64, 16, 8)
+
+    def gradient():
+        attention.zero_grad()
+        (attention(x, 8, 8) * weight).sum().backward()
+        return attention.relative_position_params.grad.clone()
+
+    sampled = torch.stack([gradient() for _ in range(200)]).mean(0)
+    import model.attention
+
+    share = model.attention._GRADIENT_SHARE
+    try:
+        model.attention._GRADIENT_SHARE = 1
+        # one window in one is still drawn with replacement: average as well
+        exact = torch.stack([gradient() for _ in range(40)]).mean(0)
+    finally:
+        model.attention._GRADIENT_SHARE = share
+    assert torch.nn.functional.cosine_similarity(sampled.flatten(), exact.flatten(), dim=0) > 0.9
+
+
+def test_rate_and_distortion_are_what_they_say(started, photographs):
+    x = crops_of(photographs, 2)
+    with torch.no_grad():
+        out = started(x)
+    loss = rate_distortion(out, x, 0.01, "mse")
+    bits = sum(float(-torch.log2(likelihood).sum()) for likelihood in out.likelihoods.values())
+    assert float(loss.bpp) == pytest.approx(bits / (2 * 64 * 64), rel=1e-4)
+    assert float(loss.total) == pytest.approx(0.01 * 255**2 * float(loss.mse) + float(loss.bpp), rel=1e-4)
+    assert loss.psnr == pytest.approx(psnr(out.x_hat, x), abs=1e-3)
+
+
+def test_schedules():
+    paper = Schedule(epochs=50, milestones=(45, 48), steps_per_epoch=10)
+    assert [paper.factor(step, 0) for step in (0, 449, 450, 480)] == pytest.approx([1, 1, 0.1, 0.01])
+    assert paper.done(500, 0) == 1
+    clock = Schedule(minutes=10, cool_from=0.5, floor=0.1, warmup=4)
+    assert [clock.factor(0, 0), clock.factor(9, 200), clock.factor(9, 600)] == pytest.approx([0.25, 1, 0.1])
+    assert clock.done(9, 300) == 0.5
+    with pytest.raises(ValueError, match="one of the three"):
+        Schedule(minutes=1, steps=1)

@@ -1,0 +1,113 @@
+"""Whole runs of a few steps."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model import checkpoint
+from model.errors import CheckpointMismatch, CheckpointUnreadable
+from model.training import train as module
+from model.training.checkpoints import load_state
+from model.training.options import Options
+from model.training.train import train
+from tests.training.conftest import SMALL
+
+
+def options(photographs: Path, save: Path, **changes: Any) -> Options:
+    plain: dict[str, Any] = {
+        "config": SMALL, "size": "xs", "half": True, "crop": 64, "batch": 2, "validation": 2, "log_every": 5,
+        "start": "block-transform", "steps": 6, "warmup": 2, "workers": 0, "sample": 16, "precision": "fp32",
+    }  # fmt: skip
+    return Options(data=photographs, save=save, **{**plain, **changes})
+
+
+def log_of(save: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (save / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_falls_and_the_model_is_one_that_can_be_served(photographs, tmp_path):
+    path = train(
+        options(photographs, tmp_path, steps=60, lr=2e-3, part="entropy", attention=False, balance=0.3), quiet=True
+    )
+    losses = [line["loss"] for line in log_of(tmp_path) if line["kind"] == "train"]
+    assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
+    weights = checkpoint.load(path)
+    assert (weights.info.name, weights.info.lmbda, weights.info.metric) == ("tcm-xs-mse-0.013", 0.013, "mse")
+    assert weights.net.config == SMALL
+    assert [line["kind"] for line in log_of(tmp_path)][-2:] == ["validation", "finished"]
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(photographs, tmp_path, monkeypatch):
+    whole = train(options(photographs, tmp_path / "whole"), quiet=True)
+    step = module._take_step
+
+    def killed_after_three(run: Any, x: torch.Tensor) -> Any:
+        if run.step == 3:
+            module._save(run)
+            raise KeyboardInterrupt
+        return step(run, x)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_take_step", killed_after_three)
+        train(options(photographs, tmp_path / "cut"), quiet=True)
+    assert load_state(tmp_path / "cut" / "checkpoint").step == 3
+    resumed = train(options(photographs, tmp_path / "cut", resume=True), quiet=True)
+    assert checkpoint.read_info(resumed).fingerprint == checkpoint.read_info(whole).fingerprint
+
+
+def test_a_run_is_not_resumed_as_another(photographs, tmp_path):
+    train(options(photographs, tmp_path, steps=1), quiet=True)
+    with pytest.raises(CheckpointMismatch, match="trained otherwise"):
+        train(options(photographs, tmp_path, steps=2, lmbda=0.05, resume=True), quiet=True)
+
+
+def test_a_damaged_checkpoint_is_named(photographs, tmp_path):
+    train(options(photographs, tmp_path, steps=1), quiet=True)
+    (tmp_path / "checkpoint" / "optimiser.pt").write_bytes(b"no")
+    with pytest.raises(CheckpointUnreadable, match="checkpoint"):
+        train(options(photographs, tmp_path, steps=2, resume=True), quiet=True)
+
+
+def test_another_lambda_starts_from_the_same_picture(photographs, tmp_path):
+    first = train(options(photographs, tmp_path / "a", steps=1), quiet=True)
+    second = train(
+        options(photographs, tmp_path / "b", steps=0, start="random", init_from=first, lmbda=0.052), quiet=True
+    )
+    x = torch.rand(1, 3, 64, 64)
+    a, b = checkpoint.load(first).net, checkpoint.load(second).net
+    with torch.no_grad():
+        torch.testing.assert_close(2 * a.g_a(x), b.g_a(x), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(a.g_s(a.g_a(x)), b.g_s(b.g_a(x)), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"part": "coarse"}, {"part": "coarse", "fit_synthesis": True}, {"balance": 0.3}, {"start": "random"}],
+    ids=str,
+)
+def test_every_way_of_training_takes_steps(photographs, tmp_path, changes):
+    train(options(photographs, tmp_path, steps=2, **changes), quiet=True)
+    assert log_of(tmp_path)[-1]["kind"] == "finished"
+
+
+def test_the_clock_ends_a_run(photographs, tmp_path):
+    train(options(photographs, tmp_path, steps=None, minutes=0.01), quiet=True)
+    assert log_of(tmp_path)[-1]["kind"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"crop": 100}, "multiple of 64"),
+        ({"lmbda": 0.0}, "positive"),
+        ({"metric": "ms-ssim"}, "above 160"),
+        ({"init_from": Path("x.safetensors")}, "not both"),
+        ({"minutes": 1.0}, "one of the three"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(photographs, tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        train(options(photographs, tmp_path, **wrong), quiet=True)
