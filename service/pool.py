@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -52,6 +52,7 @@ class Pool:
         self._metrics = metrics
         self._residents: OrderedDict[str, Resident] = OrderedDict()  # the least recently used first
         self._loads: dict[str, asyncio.Task[None]] = {}
+        self._awaited: Counter[str] = Counter()  # requests on their way to each
         self._loading = asyncio.Lock()
         self._loader = ThreadPoolExecutor(1, "load")
         self._gauge()
@@ -67,10 +68,14 @@ class Pool:
             ModelUnavailable: it could not be loaded.
         """
         key = entry.info.fingerprint
-        while (resident := self._residents.get(key)) is None:  # again, if it is evicted while we are waking up
-            if key not in self._loads:  # one load for all who ask meanwhile
-                self._loads[key] = asyncio.create_task(self._load(entry))
-            await asyncio.shield(self._loads[key])  # which goes on if the first of them gives up
+        self._awaited[key] += 1  # so that it is not evicted between its load and our waking up
+        try:
+            while (resident := self._residents.get(key)) is None:
+                if key not in self._loads:  # one load for all who ask meanwhile
+                    self._loads[key] = asyncio.create_task(self._load(entry))
+                await asyncio.shield(self._loads[key])  # which goes on if the first of them gives up
+        finally:
+            self._awaited[key] -= 1
         self._residents.move_to_end(key)
         resident.users += 1
         self._gauge()
@@ -104,7 +109,7 @@ class Pool:
         for key, resident in list(self._residents.items()):
             if self._budget is None or self._memory() + wanted <= self._budget:
                 break
-            if resident.users == 0:
+            if resident.users == 0 and not self._awaited[key]:
                 del self._residents[key]
                 resident.codec.close()
                 self._metrics.model_evictions.labels(resident.entry.name).inc()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,6 +103,7 @@ def train(
     threads: Annotated[int | None, typer.Option(help="Of torch on a CPU; by default all cores.")] = None,
 ) -> None:
     """Train a model on a folder of images. Several GPUs: torchrun -m model.training, with the same options."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a shared machine tenfold
     import torch
 
     from model.config import SIZES

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from model.latents import code_slices, round_through
 from model.network import TCM
 from model.training.loss import Loss
+from model.training.start import quantiser_step
 
 
-def prior_loss(net: TCM, x: Tensor) -> Loss:
+def prior_loss(net: TCM, x: Tensor, lmbda: float) -> Loss:
     """Bits per pixel, and the squared error of ŷ in place of the picture's.
 
     With y in units of the λ's own quantiser step the error of an orthonormal transform's picture follows from that of
@@ -21,6 +20,10 @@ def prior_loss(net: TCM, x: Tensor) -> Loss:
     Args:
         net: in training mode.
         x: images (B, 3, H, W), sides multiples of the network's alignment.
+        lmbda: λ that the network's y is scaled for.
+
+    Returns:
+        A loss whose `mse` is that of quantisation alone, without what the transform leaves out.
     """
     with torch.no_grad():
         y = net.g_a(x)
@@ -38,4 +41,5 @@ def prior_loss(net: TCM, x: Tensor) -> Loss:
     y_hat = code_slices(net, z_hat, code).y_hat
     bpp = torch.stack(bits).sum() / (x.shape[0] * x.shape[2] * x.shape[3])
     error = (y_hat - y).square().sum(dim=1).mean()
-    return Loss(bpp + 18 / math.log(2) / 768 * error, bpp.detach(), error.detach() / 768)
+    mse = quantiser_step(lmbda) ** 2 / 768 * error
+    return Loss(bpp + lmbda * 255**2 * mse, bpp.detach(), mse.detach())

@@ -20,7 +20,7 @@ from model.training.layers import bias_of, conv_of
 from model.training.options import Options
 from model.training.regress import fit_synthesis
 from model.training.rescale import rescale_for
-from model.training.start import LEAST_DEVIATION, block_transform
+from model.training.start import GATE, LEAST_DEVIATION, block_transform
 from model.training.widen import widen_latents
 
 _SHORTCUT_STAGES = 2
@@ -36,6 +36,8 @@ def make_net(options: Options, photographs: list[Path]) -> TCM:
             rescale_for(net, lmbda, options.lmbda)
         if net.config != options.config:
             net = _widened(net, options, photographs)
+        if options.attention:
+            open_gates(net)
     else:
         net = TCM(config=options.config)
         if options.start == "block-transform":
@@ -75,6 +77,15 @@ def shut_gates(net: TCM) -> None:
             last = conv_of(net, f"atten_{kind}.{i}.0.conv_b.3")
             nn.init.zeros_(last.weight)
             nn.init.constant_(bias_of(last), _SHUT)
+
+
+@torch.no_grad()
+def open_gates(net: TCM) -> None:
+    """Let gates that `shut_gates` closed learn again."""
+    for i in range(net.config.slices):
+        for kind in ("mean", "scale"):
+            bias = bias_of(conv_of(net, f"atten_{kind}.{i}.0.conv_b.3"))
+            bias[bias <= _SHUT] = GATE
 
 
 def loading_processes(options: Options, place: Place) -> int:

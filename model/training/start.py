@@ -29,7 +29,7 @@ LEAST_DEVIATION = 0.3
 
 _ORDER = 0.25  # standard deviation of the strongest feature of every stage: what default initial weights expect
 _GAMMA = 1e-4  # of the GDNs: next to none, yet with a gradient to grow by
-_GATE = -4.0  # sigmoid 0.018: the branch hardly speaks until it has learnt something
+GATE = -4.0  # sigmoid 0.018: the branch hardly speaks until it has learnt something
 _HEADROOM = 1.5  # keeps the signal positive through LeakyReLU on images wilder than the sample
 _LEAST_LIFT = 0.1  # of an orthonormal coefficient, where the sample is flat
 
@@ -171,7 +171,7 @@ def _set_priors(net: TCM, y: Tensor) -> None:
         for kind in ("mean", "scale"):
             reader = conv_of(net, f"atten_{kind}.{i}.0.in_conv")
             reader.weight[:, net.config.M :] /= deviation[:support].view(1, -1, 1, 1)
-            bias_of(conv_of(net, f"atten_{kind}.{i}.0.conv_b.3")).fill_(_GATE)
+            bias_of(conv_of(net, f"atten_{kind}.{i}.0.conv_b.3")).fill_(GATE)
             writer = conv_of(net, f"cc_{kind}_transforms.{i}.4")
             writer.weight *= wanted.view(-1, 1, 1, 1)
             bias_of(writer).copy_(wanted if kind == "scale" else torch.zeros_like(wanted))

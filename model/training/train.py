@@ -184,7 +184,9 @@ def _take_step(run: _Run, x: Tensor) -> tuple[Loss, float]:
     factor = run.schedule.factor(run.step, run.seconds)
     for group in run.main.param_groups:
         group["lr"] = group["base"] * factor
-    loss = prior_loss(run.view, x) if o.part == "entropy" else rate_distortion(run.view(x), x, o.lmbda, o.metric)
+    loss = (
+        prior_loss(run.view, x, o.lmbda) if o.part == "entropy" else rate_distortion(run.view(x), x, o.lmbda, o.metric)
+    )
     run.main.zero_grad()
     run.auxiliary.zero_grad()
     loss.total.backward()  # type: ignore[no-untyped-call]
@@ -259,7 +261,7 @@ class _Recent:
 
     def add(self, loss: Loss, norm: float) -> None:
         self.steps += 1
-        for name, value in zip(self.sums, (float(loss.bpp), loss.psnr, float(loss.total), norm), strict=True):
+        for name, value in zip(self.sums, (loss.bpp.item(), loss.psnr, loss.total.item(), norm), strict=True):
             self.sums[name] += value
 
     def figures(self, images_per_step: int) -> dict[str, float]:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
 from model.config import TCMConfig
@@ -11,6 +12,15 @@ SMALL = TCMConfig(
     attention_width=8, attention_head_dim=4, window=4, hyper_window=2,
 )  # fmt: skip
 """Windows of 4 and 2: crops of 64 are enough."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads wait for each other in oneDNN's backward pass: 8 ms a convolution where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
