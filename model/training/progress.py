@@ -32,7 +32,7 @@ class Reporter:
         self.console = Console(stderr=True, quiet=quiet)
         self._progress = Progress(
             TextColumn("step {task.fields[step]}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),
             TextColumn("{task.percentage:3.0f} %"),
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
@@ -63,7 +63,7 @@ class Reporter:
             seconds: of training so far.
             figures: bpp, PSNR in dB, loss, images/s: shown as they are named.
         """
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        shown = " ".join(f"{name} {value:.3g}" for name, value in figures.items() if name != "gradient")
         left = _minutes(seconds * (1 - done) / done) if done > 0 else "?"
         self._progress.update(self._task, completed=min(done, 1.0), step=step, figures=shown, left=left)
 
