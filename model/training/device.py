@@ -107,8 +107,8 @@ def find_place(precision: str) -> Place:
     """This process's place, from torchrun's environment and the hardware.
 
     Args:
-        precision: "fp32", "bf16", or "auto": bf16 on a GPU that has it. On a CPU (Zen 4, avx512_bf16) bf16 took 1.4 to 3.5
-            times as long as fp32 for the short-cut network, so that "auto" means fp32 there.
+        precision: "fp32", "bf16", or "auto": bf16 on a GPU that has it. On a CPU (Zen 4, avx512_bf16) bf16 took 1.4
+            to 3.5 times as long as fp32 for the short-cut network, so that "auto" means fp32 there.
     """
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if torch.cuda.is_available():
