@@ -13,7 +13,7 @@ from model.codec import Codec
 from model.container import Container
 from model.latent_coder import Analysis
 from model.pixels import Picture, Pixels
-from model.stages import Stages
+from model.stages import Heartbeat, Stages, unwatched
 from model.zoo import ZooEntry
 from service.command import run
 
@@ -29,13 +29,17 @@ class NoCodec:
     def padded(self, width: int, height: int) -> tuple[int, int]:
         return width + -width % 128, height + -height % 128
 
-    def analyse(self, pictures: Sequence[Picture], *, stages: Stages) -> list[Analysis]:
+    def analyse(
+        self, pictures: Sequence[Picture], *, stages: Stages, heartbeat: Heartbeat = unwatched
+    ) -> list[Analysis]:
         return [Analysis([], 1) for _ in pictures]
 
     def pack(self, picture: Picture, _: Analysis, *, stages: Stages) -> bytes:
         return Codec._pack(self, picture, b"")  # type: ignore[arg-type]
 
-    def synthesise(self, containers: Sequence[Container], *, stages: Stages) -> list[Pixels]:
+    def synthesise(
+        self, containers: Sequence[Container], *, stages: Stages, heartbeat: Heartbeat = unwatched
+    ) -> list[Pixels]:
         return [np.full((*reversed(self.padded(c.width, c.height)), 3), 128, np.uint8) for c in containers]
 
     def unpack(self, container: Container, padded: Pixels) -> Picture:

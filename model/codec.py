@@ -10,7 +10,7 @@ nothing to its neighbours.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from model.latent_coder import Analysis, LatentCoder
 from model.network import pad_to
 from model.pixels import Picture, Pixels, decode_alpha, encode_alpha, from_pil, to_pil
 from model.precision import Transforms, pick_precision
-from model.stages import Stages
+from model.stages import Heartbeat, Stages, unwatched
 from model.zoo import Zoo, ZooEntry
 
 
@@ -146,10 +146,15 @@ class Codec:
         alignment = self.info.config.alignment
         return width + -width % alignment, height + -height % alignment
 
-    def analyse(self, pictures: Sequence[Picture], *, stages: Stages | None = None) -> list[Analysis]:
-        """The symbols of pictures that share a padded size: what needs the device, for `pack`."""
+    def analyse(
+        self, pictures: Sequence[Picture], *, stages: Stages | None = None, heartbeat: Heartbeat = unwatched
+    ) -> list[Analysis]:
+        """The symbols of pictures that share a padded size: what needs the device, for `pack`.
+
+        `heartbeat` is called before each tile and each slice; what it raises ends the work.
+        """
         with self._on_device():
-            return self._analyse(self._to_device(pictures), Stages() if stages is None else stages)
+            return self._analyse(self._to_device(pictures), Stages() if stages is None else stages, heartbeat)
 
     def pack(self, picture: Picture, analysis: Analysis, *, stages: Stages | None = None) -> bytes:
         """The .tcm file of a picture and its symbols. Any thread may do this while the device works on."""
@@ -160,21 +165,23 @@ class Codec:
             return self._pack(picture, payload)
 
     def synthesise(
-        self, containers: Sequence[Container], *, stages: Stages | None = None
+        self, containers: Sequence[Container], *, stages: Stages | None = None, heartbeat: Heartbeat = unwatched
     ) -> list[Pixels | IncompatibleModel]:
         """The padded pixels of files that share a padded size: what needs the device, for `unpack`.
 
         A file that these weights did not write or cannot reproduce gives an error in its place, and costs the others
-        nothing.
+        nothing. `heartbeat` is called before each slice and each tile; what it raises ends the work.
         """
         stages = Stages() if stages is None else stages
         with self._on_device():
             width, height = self.padded(containers[0].width, containers[0].height)
-            readers, y_hat = self._latents.read(containers, height // tiles.STRIDE, width // tiles.STRIDE, stages)
+            readers, y_hat = self._latents.read(
+                containers, height // tiles.STRIDE, width // tiles.STRIDE, stages, heartbeat
+            )
             if all(reader.error for reader in readers):
                 return [reader.error for reader in readers if reader.error]
             with stages("g_s"):
-                rgb = self._to_pixels(tiles.synthesise(self._transforms.g_s, y_hat, self.tiling))
+                rgb = self._to_pixels(tiles.synthesise(_beating(self._transforms.g_s, heartbeat), y_hat, self.tiling))
         return [reader.error or pixels for reader, pixels in zip(readers, rgb, strict=True)]
 
     def unpack(self, container: Container, padded: Pixels) -> Picture:
@@ -199,14 +206,14 @@ class Codec:
             batch.append(pad_to(x.float().div_(255), self.info.config.alignment))
         return torch.cat(batch)
 
-    def _analyse(self, x: Tensor, stages: Stages) -> list[Analysis]:
+    def _analyse(self, x: Tensor, stages: Stages, heartbeat: Heartbeat) -> list[Analysis]:
         with stages("g_a"):
-            y = tiles.analyse(self._transforms.g_a, x, self.tiling).contiguous()
+            y = tiles.analyse(_beating(self._transforms.g_a, heartbeat), x, self.tiling).contiguous()
         with stages("hyper"):
             z = self._transforms.h_a(y).contiguous()
             if not (torch.isfinite(z).all() and torch.isfinite(y).all()):
                 raise CheckpointMismatch(f"the weights of {self.info.name!r} give numbers that are not finite")
-        return self._latents.write(y, z, stages)
+        return self._latents.write(y, z, stages, heartbeat)
 
     def _to_pixels(self, x_hat: Tensor) -> NDArray[np.uint8]:
         """(B, H, W, 3), padding included."""
@@ -233,3 +240,13 @@ class Codec:
         """One call at a time, without gradients; a full device is a named error."""
         with self._lock, torch.inference_mode(), memory_errors(self.device):
             yield
+
+
+def _beating(transform: Callable[[Tensor], Tensor], heartbeat: Heartbeat) -> Callable[[Tensor], Tensor]:
+    """The transform, with a heartbeat before each tile."""
+
+    def watched(x: Tensor) -> Tensor:
+        heartbeat()
+        return transform(x)
+
+    return watched

@@ -20,7 +20,7 @@ from model.entropy import Coder, stream_count
 from model.latents import code_slices
 from model.network import TCM
 from model.reader import Reader
-from model.stages import Stages
+from model.stages import Heartbeat, Stages, unwatched
 from model.tables import Tables, gaussian_tables, guard_tables
 
 Symbols = NDArray[np.int32]
@@ -62,7 +62,7 @@ class LatentCoder:
         """The entropy-coded symbols of one picture; needs no device."""
         return self._coder.encode(analysis.parts, analysis.streams)
 
-    def write(self, y: Tensor, z: Tensor, stages: Stages) -> list[Analysis]:
+    def write(self, y: Tensor, z: Tensor, stages: Stages, heartbeat: Heartbeat = unwatched) -> list[Analysis]:
         """The symbols of each picture, and the indexes of their tables, from y (B, M, h, w) and z."""
         z_symbols = torch.round(z - self._medians)
         z_tables = self._z_indexes(z_symbols.shape[2] * z_symbols.shape[3])
@@ -71,6 +71,7 @@ class LatentCoder:
         y_slices = y.chunk(self._info.config.slices, dim=1)
 
         def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
+            heartbeat()
             symbols = torch.round(y_slices[i] - mean)
             with stages("guard"):
                 ways = [guard.choose(row) for row in scale.flatten(1).cpu().numpy()]
@@ -83,14 +84,19 @@ class LatentCoder:
         return found
 
     def read(
-        self, containers: Sequence[Container], height: int, width: int, stages: Stages
+        self,
+        containers: Sequence[Container],
+        height: int,
+        width: int,
+        stages: Stages,
+        heartbeat: Heartbeat = unwatched,
     ) -> tuple[list[Reader], Tensor]:
         """ŷ (B, M, height, width) with the readers, which know what is wrong with a file."""
-        readers, y_hat = self._read(containers, height, width, self._net, stages)
+        readers, y_hat = self._read(containers, height, width, self._net, stages, heartbeat)
         for b, reader in enumerate(readers):
             if reader.mismatch:  # what the guard does not forgive may be this machine's float32
                 with stages("retry"):
-                    (again,), wide = self._read([containers[b]], height, width, self._float64(), Stages())
+                    (again,), wide = self._read([containers[b]], height, width, self._float64(), Stages(), heartbeat)
                 if not again.error:
                     self.retries += 1
                     readers[b], y_hat[b] = again, wide[0].to(y_hat.dtype)
@@ -104,7 +110,7 @@ class LatentCoder:
         return self._wide
 
     def _read(
-        self, containers: Sequence[Container], h: int, w: int, net: TCM, stages: Stages
+        self, containers: Sequence[Container], h: int, w: int, net: TCM, stages: Stages, heartbeat: Heartbeat
     ) -> tuple[list[Reader], Tensor]:
         """As `read`, with a network of any precision; a file that is wrong is zeros from where that shows."""
         c = self._info.config
@@ -113,6 +119,7 @@ class LatentCoder:
         readers = [Reader(self._coder, self._info, container, streams) for container in containers]
 
         def code(_: int, mean: Tensor, scale: Tensor) -> Tensor:
+            heartbeat()
             with stages("entropy"):
                 ways = [reader.guard(in_slice) for reader in readers]
             indexes = _indexes(scale, ways)

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+Heartbeat = Callable[[], None]
+"""Called between the steps of long work, each a tile or a slice: shows that it goes on; what it raises ends it."""
+
+
+def unwatched() -> None:
+    """The heartbeat of work that nobody watches."""
 
 
 class Stages(dict[str, float]):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from model import Codec
 from model import tiles as tiling
+from model.checkpoint import load
 from model.container import read_container, write_container
 from model.devices import pick_device
 from model.errors import IncompatibleModel, ModelError, UnknownModel
@@ -226,3 +227,29 @@ def test_the_gpu_reads_what_the_cpu_wrote_and_the_reverse(photo):
     cpu, gpu = Codec.load("tcm-xs-mse-0.013", "cpu"), Codec.load("tcm-xs-mse-0.013", "cuda")
     for writer, reader in ((cpu, gpu), (gpu, cpu), (gpu, gpu)):
         assert psnr(reader.decode(writer.encode(photo)), cpu.decode(cpu.encode(photo))) > 45
+
+
+def test_work_can_be_given_up_between_its_steps(tiny_file, photo):
+    """Before each tile and each slice; the codec is as good as before."""
+    codec = Codec(load(tiny_file), torch.device("cpu"), tiling=tiling.Tiling(side=8, margin=8))
+    picture = from_pil(photo.resize((512, 256)))  # 4x2 tiles
+    written = codec.pack(picture, codec.analyse([picture])[0])
+    container = read_container(written)
+
+    def give_up():
+        beats.append(None)
+        if len(beats) == until:
+            raise TimeoutError
+
+    for work in (
+        lambda: codec.analyse([picture], heartbeat=give_up),
+        lambda: codec.synthesise([container], heartbeat=give_up),
+    ):
+        beats, until = [], 1000
+        work()
+        assert len(beats) == 8 + codec.info.config.slices
+        for end in (1, len(beats)):
+            beats, until = [], end
+            with pytest.raises(TimeoutError):
+                work()
+    assert codec.encode_picture(picture) == written
