@@ -32,8 +32,11 @@ app.command("import")(models.import_)
 app.command()(models.pull)
 
 
-def _join(name: str, command: Callable[..., Any]) -> None:
-    """Add a command from outside; one that takes nothing but the context parses its own options."""
+def _join(name: str, command: Callable[..., Any] | typer.Typer) -> None:
+    """Add a command from outside, or a group of them; one that takes nothing but the context parses its own options."""
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=name)
+        return
     bare = list(inspect.signature(command).parameters) == ["ctx"]
     settings = {"allow_extra_args": True, "ignore_unknown_options": True} if bare else {}
     app.command(name, context_settings=settings, add_help_option=not bare)(command)

@@ -20,6 +20,7 @@ from model.zoo import Zoo, ZooEntry
 from service import answers, openapi
 from service.context import Context
 from service.health import Health
+from service.keys import Keys
 from service.limits import BodyLimit
 from service.metrics import Metrics, version
 from service.observe import Observe
@@ -38,8 +39,11 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         UnknownModel: a model that the settings name is not installed.
-        ValueError: the device that they name is not here.
+        OSError: the keys file cannot be read.
+        ValueError: the device that they name is not here, or the keys file is none.
     """
+    if settings.metrics_key and settings.keys_file is None:
+        raise ValueError("--metrics-key (TCM_METRICS_KEY) needs --keys-file (TCM_KEYS_FILE)")
     zoo = Zoo(settings.model_dir)
     measured = Metrics()
     device = pick_device(settings.device)
@@ -59,6 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
             max_batch_pixels=settings.max_batch_pixels or _BATCH_PIXELS[device.type],
         ),
         health=Health(),
+        keys=Keys(settings.keys_file, measured) if settings.keys_file else None,
     )
     preloaded = _preloaded(settings, zoo)
 
@@ -67,9 +72,12 @@ def create_app(settings: Settings) -> FastAPI:
         for problem in zoo.problems:
             log.warning("model skipped", reason=problem)
         # beside the server, so that probes are answered while models load
-        proof = asyncio.create_task(context.health.prove(context.scheduler, preloaded))
+        tasks = [asyncio.create_task(context.health.prove(context.scheduler, preloaded))]
+        if context.keys:
+            tasks.append(asyncio.create_task(context.keys.follow()))
         yield
-        proof.cancel()
+        for task in tasks:
+            task.cancel()
         await asyncio.to_thread(context.scheduler.close)
         await asyncio.to_thread(pool.close)
 
@@ -90,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/static", StaticFiles(directory=page.WEB), name="static")
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Observe, metrics=measured)  # added last, so outermost
-    openapi.complete(app)
+    openapi.complete(app, secured=context.keys is not None)
     return app
 
 

@@ -53,7 +53,7 @@ def _serve(settings: Settings) -> int:
     log = structlog.get_logger()
     try:
         app = create_app(settings)
-    except (UnknownModel, ValueError) as error:
+    except (UnknownModel, OSError, ValueError) as error:
         return _fail(str(error), USAGE_ERROR)
     try:
         listener = _listen(settings.host, settings.port)

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from model.zoo import Zoo, ZooEntry
 from service.health import Health
+from service.keys import Keys
 from service.metrics import Metrics
 from service.pool import Pool
 from service.scheduler import Scheduler
@@ -22,6 +23,7 @@ class Context:
 
     Attributes:
         default_entry: the model of requests that name none.
+        keys: who may use it; None where everybody may.
     """
 
     settings: Settings
@@ -31,6 +33,7 @@ class Context:
     pool: Pool
     scheduler: Scheduler
     health: Health
+    keys: Keys | None = None
 
 
 def _context(request: Request) -> Context:

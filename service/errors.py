@@ -89,6 +89,33 @@ class AmbiguousModel(Problem):
     status, code = 400, "ambiguous-model"
 
 
+class KeyRequired(Problem):
+    """This call needs an API key.
+
+    Send it as `Authorization: Bearer …` or `X-API-Key: …`. Whoever operates the server makes keys with `tcm keys new`.
+    """
+
+    status, code = 401, "key-required"
+
+
+class InvalidKey(Problem):
+    """The API key is not valid.
+
+    It is unknown, revoked or expired.
+    """
+
+    status, code = 401, "invalid-key"
+
+
+class InsufficientScope(Problem):
+    """The API key is not good for this call.
+
+    The detail names the scope that it lacks.
+    """
+
+    status, code = 403, "insufficient-scope"
+
+
 class NotFound(Problem):
     """There is nothing at this address."""
 

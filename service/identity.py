@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 if TYPE_CHECKING:
     from service.errors import Problem
+    from service.keys import Key
 
 REQUEST_ID_HEADER = "X-Request-ID"
 
@@ -44,6 +45,7 @@ class Record:
     Attributes:
         request_id: echoed to the client, in every log line and every problem.
         trace_id: of the caller's trace, where it sent one.
+        key: the caller's, once it was found valid.
         model: that the request was served with.
         bytes_in: of the body read so far.
         bytes_out: of the answer sent so far.
@@ -52,6 +54,7 @@ class Record:
 
     request_id: str
     trace_id: str | None = None
+    key: Key | None = None
     model: str | None = None
     bytes_in: int = 0
     bytes_out: int = 0

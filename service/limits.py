@@ -24,17 +24,23 @@ class BodyLimit:
 
         async def counted() -> Message:
             if not record.bytes_in:  # before the first byte, and before the client is told to go on (100 Continue)
-                self._check(declared_length(Headers(scope=scope)))
+                check_length(declared_length(Headers(scope=scope)), self.max_bytes)
             message = await receive()
             record.bytes_in += len(message.get("body", b""))
-            self._check(record.bytes_in)
+            check_length(record.bytes_in, self.max_bytes)
             return message
 
         await self.app(scope, counted, send)
 
-    def _check(self, length: int) -> None:
-        if length > self.max_bytes:
-            raise BodyTooLarge(f"the body has more than {self.max_bytes} bytes, the limit of this server")
+
+def check_length(length: int, max_bytes: int) -> None:
+    """Refuse a body of more than `max_bytes`.
+
+    Raises:
+        BodyTooLarge: it has more.
+    """
+    if length > max_bytes:
+        raise BodyTooLarge(f"the body has more than {max_bytes} bytes, the limit of this server")
 
 
 def declared_length(headers: Headers) -> int:

@@ -13,6 +13,8 @@ _ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 _PIXELS = (1e5, 2.5e5, 5e5, 1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6)
 _BITS_PER_PIXEL = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5)
 
+_MAX_KEY_NAMES = 100  # labels must not grow without bound
+
 
 def version() -> str:
     """Of this service; "unknown" where it runs without being installed."""
@@ -88,9 +90,24 @@ class Metrics:
         self.device_memory = Gauge(
             "tcm_device_memory_bytes", "Memory of the resident models' weights.", ["device"], registry=registry
         )
+        self.keys_loaded = Gauge("tcm_keys_loaded", "API keys, expired ones included.", registry=registry)
+        self.keys_healthy = Gauge(
+            "tcm_keys_last_reload_successful", "0 while the keys file cannot be read.", registry=registry
+        )
+        self.keys_healthy.set(1)
+        self.key_requests = Counter(
+            "tcm_key_requests", "Requests by the name of their API key.", ["key"], registry=registry
+        )
+        self._key_names: set[str] = set()
         Gauge("tcm_build_info", "Always 1; the labels say what runs.", ["version", "python"], registry=registry).labels(
             version(), platform.python_version()
         ).set(1)
+
+    def count_key(self, name: str) -> None:
+        """Add a request of a key; names beyond the first hundred share the label `other`."""
+        if len(self._key_names) < _MAX_KEY_NAMES:
+            self._key_names.add(name)
+        self.key_requests.labels(name if name in self._key_names else "other").inc()
 
     def stages(self, op: str, seconds: Mapping[str, float]) -> None:
         """Add stages of one request, or of one batch."""

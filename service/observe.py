@@ -76,6 +76,7 @@ class Observe:
             "duration_ms": round(seconds * 1000, 1),
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
+            "key": record.key.name if record.key else None,
             "model": record.model,
             "problem": record.problem.code if record.problem else None,
         }

@@ -16,7 +16,7 @@ _REF = {"$ref": "#/components/schemas/Problem"}
 TAGS = [
     {"name": "codec", "description": "An image in, a bitstream out, and back."},
     {"name": "models", "description": "What can be asked for."},
-    {"name": "operation", "description": "Probes and metrics; never behind a key."},
+    {"name": "operation", "description": "Probes, never behind a key, and metrics."},
     {"name": "problems", "description": "What can go wrong, and what to do about it."},
 ]
 
@@ -76,10 +76,20 @@ def header(description: str, example: str | float) -> dict[str, Any]:
 SERVER_TIMING = header("Milliseconds by stage of the request.", "read_image;dur=4.1, g_a;dur=61.0")
 
 
-def complete(app: FastAPI) -> None:
-    """Write the schema of the finished app, with the one component that no route's annotations mention."""
+def complete(app: FastAPI, *, secured: bool) -> None:
+    """Write the schema of the finished app, with the one component that no route's annotations mention.
+
+    Args:
+        app: with all its routes.
+        secured: whether keys are asked for; if not, none are mentioned.
+    """
     schema = app.openapi()
     components = schema["components"]["schemas"]
     components["Problem"] = ProblemDocument.model_json_schema()
     for unused in ("HTTPValidationError", "ValidationError"):  # the framework's own, which `errors` replaces
         components.pop(unused, None)
+    if not secured:
+        schema["components"].pop("securitySchemes", None)
+        for item in schema["paths"].values():
+            for operation in item.values():
+                operation.pop("security", None)

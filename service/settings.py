@@ -83,6 +83,15 @@ class Settings(BaseSettings):
         description="Most pixels of such a batch, each image padded to a multiple of 128; a larger image goes alone. "
         "By default 4000000 on a GPU and 500000 on a CPU, whose caches larger batches leave.",
     )
+    keys_file: Path | None = Field(
+        None,
+        description="File of API keys, made by `tcm keys new`; followed, so that keys change without a restart. "
+        "Without one, whoever reaches the service may use it.",
+    )
+    metrics_key: bool = Field(
+        False,
+        description="Whether /metrics asks for a key with the scope `metrics`. Probes are always open.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severity that is logged; probes and /metrics log at debug."
     )

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from model.container import MEDIA_TYPE
 from model.stages import Stages
-from service import errors, negotiation, openapi
+from service import auth, errors, negotiation, openapi
 from service.context import Here
 from service.identity import Record
 from service.lifetime import Lifetime
@@ -22,6 +22,7 @@ router = APIRouter(tags=["codec"])
 _EXAMPLE = "`curl --data-binary @photo.tcm …/v1/decode -o photo.png`"
 _IMAGES: dict[str, Any] = {f.media_type: {"schema": openapi.BINARY} for f in negotiation.FORMATS}
 _RESPONSES = openapi.problems(
+    *auth.PROBLEMS,
     errors.MalformedRequest,
     errors.EmptyBody,
     errors.BadForm,
@@ -51,6 +52,7 @@ _RESPONSES = openapi.problems(
 @router.post(
     "/v1/decode",
     summary="Get the image back",
+    dependencies=[auth.DECODE],
     response_class=Response,
     responses=_RESPONSES,
     openapi_extra=openapi.body(f"A .tcm bitstream. {_EXAMPLE}", MEDIA_TYPE),

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from model.container import MEDIA_TYPE
 from model.stages import Stages
 from model.zoo import ZooEntry
-from service import errors, openapi
+from service import auth, errors, openapi
 from service.context import Context, Here
 from service.identity import Record
 from service.lifetime import Lifetime
@@ -22,6 +22,7 @@ router = APIRouter(tags=["codec"])
 
 _EXAMPLE = "`curl --data-binary @photo.png -H 'Content-Type: image/png' …/v1/encode -o photo.tcm`"
 _RESPONSES = openapi.problems(
+    *auth.PROBLEMS,
     errors.MalformedRequest,
     errors.EmptyBody,
     errors.BadForm,
@@ -51,6 +52,7 @@ _RESPONSES = openapi.problems(
 @router.post(
     "/v1/encode",
     summary="Compress an image",
+    dependencies=[auth.ENCODE],
     response_class=Response,
     responses=_RESPONSES,
     openapi_extra=openapi.body(f"An image file. {_EXAMPLE}", "image/*"),

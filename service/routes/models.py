@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.zoo import ZooEntry
-from service import openapi
+from service import auth, errors, openapi
 from service.context import Context, Here
 
 router = APIRouter(tags=["models"])
@@ -36,7 +36,12 @@ class Models(BaseModel):
     models: list[Model]
 
 
-@router.get("/v1/models", summary="List the installed models", responses=openapi.problems())
+@router.get(
+    "/v1/models",
+    summary="List the installed models",
+    dependencies=[auth.ANY_KEY],
+    responses=openapi.problems(errors.KeyRequired, errors.InvalidKey),
+)
 async def models(here: Here) -> Models:
     """Every installed model, whether it is loaded, and what it takes."""
     return Models(models=[_describe(here, entry) for entry in here.zoo.entries()])
