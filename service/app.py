@@ -65,6 +65,8 @@ def create_app(settings: Settings) -> FastAPI:
         health=Health(),
         keys=Keys(settings.keys_file, measured) if settings.keys_file else None,
     )
+    measured.models(entry.name for entry in zoo.entries())
+    measured.ready.set_function(lambda: context.health.reason is None)
     preloaded = _preloaded(settings, zoo)
 
     @asynccontextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from service.errors import PROBLEMS
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
@@ -43,6 +45,10 @@ class Metrics:
         self.rejected = Counter(
             "tcm_requests_rejected", "Requests that a limit turned away.", ["reason"], registry=registry
         )
+        for problem in PROBLEMS.values():  # all from the start: what appears late has no zero to rise from
+            if problem.rejects:
+                self.rejected.labels(problem.code)
+        self.ready = Gauge("tcm_ready", "1 while the service is ready, as /readyz says.", registry=registry)
         self.queue_depth = Gauge("tcm_queue_depth", "Requests that wait for the device.", registry=registry)
         self.queue_pixels = Gauge(
             "tcm_queue_pixels", "Pixels of the requests that wait, padding included.", registry=registry
@@ -102,6 +108,12 @@ class Metrics:
         Gauge("tcm_build_info", "Always 1; the labels say what runs.", ["version", "python"], registry=registry).labels(
             version(), platform.python_version()
         ).set(1)
+
+    def models(self, names: Iterable[str]) -> None:
+        """Show the counters of these models from the start."""
+        for name in names:
+            self.model_load_failures.labels(name)
+            self.model_evictions.labels(name)
 
     def count_key(self, name: str) -> None:
         """Add a request of a key; names beyond the first hundred share the label `other`."""

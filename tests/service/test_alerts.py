@@ -1,0 +1,116 @@
+"""Alert rules and dashboard: they speak of metrics that exist, and the rules do what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+PROMETHEUS = ROOT / "docker" / "prometheus"
+DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "tcm.json"
+RULES = [rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+ALERTS = [rule for rule in RULES if "alert" in rule]
+
+_SUFFIXES = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
+_OF_PROMETHEUS = {"job", "instance", "le"}
+
+
+def dashboard_expressions() -> list[str]:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel.get("targets", [])]
+
+
+def labels_by_sample() -> dict[str, set[str]]:
+    """Every sample that /metrics can show, with its labels."""
+    registry = Metrics().registry
+    found: dict[str, set[str]] = {}
+    for collector in set(registry._collector_to_names):
+        labels = set(getattr(collector, "_labelnames", ()))
+        for family in collector.collect():
+            found |= {family.name + suffix: labels for suffix in _SUFFIXES.get(family.type, [""])}
+    return found
+
+
+def metrics_and_labels(expression: str) -> list[tuple[str, set[str]]]:
+    """The metrics of a PromQL expression, each with the labels that its selector names."""
+    found = re.findall(r"\b((?:tcm|process)_\w+)(?:\{([^}]*)\})?", expression)
+    return [(name, set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector))) for name, selector in found]
+
+
+@pytest.mark.parametrize("expression", [*(rule["expr"] for rule in RULES), *dashboard_expressions()])
+def test_every_metric_and_label_exists(expression: str) -> None:
+    there = labels_by_sample()
+    for name, labels in metrics_and_labels(expression):
+        assert name in there
+        assert labels <= there[name] | _OF_PROMETHEUS, name
+    grouped = set(re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", expression))))
+    used = [there[name] for name, _ in metrics_and_labels(expression)]
+    assert grouped <= set().union(_OF_PROMETHEUS, *used)
+
+
+def test_recorded_names_are_recorded() -> None:
+    recorded = {rule["record"] for rule in RULES if "record" in rule}
+    for expression in [*(rule["expr"] for rule in RULES), *dashboard_expressions()]:
+        assert set(re.findall(r"\btcm:[\w:]+", expression)) <= recorded
+
+
+def test_every_alert_is_tested_and_explained() -> None:
+    tested: set[str] = set()
+    for test in yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]:
+        tested |= {case["alertname"] for case in test["alert_rule_test"] if case.get("exp_alerts")}
+    assert tested == {alert["alert"] for alert in ALERTS}
+    page = ROOT / "docs" / "operations.md"
+    headings = re.findall(r"^#+ `?(\w+)`?\s*$", page.read_text() if page.exists() else "", re.MULTILINE)
+    for alert in ALERTS:
+        anchor = alert["alert"].lower()
+        assert alert["annotations"]["runbook_url"] == f"docs/operations.md#{anchor}"
+        assert alert["labels"]["severity"] in {"page", "ticket"}
+        if page.exists():
+            assert alert["alert"] in headings, "each alert has a section"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["check", "config", "prometheus.yml"], ["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]],
+    ids=" ".join,
+)
+def test_promtool(arguments: list[str]) -> None:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not here (Debian: apt-get install prometheus)")
+    result = subprocess.run([program, *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_contract() -> None:
+    """The metrics that others rely on, with their labels."""
+    there = labels_by_sample()
+    contract: dict[str, Any] = {
+        "tcm_http_requests_total": {"route", "method", "code"},
+        "tcm_http_request_duration_seconds_bucket": {"route", "method"},
+        "tcm_queue_depth": set(),
+        "tcm_queue_pixels": set(),
+        "tcm_queue_wait_seconds_bucket": set(),
+        "tcm_requests_rejected_total": {"reason"},
+        "tcm_batch_items_bucket": set(),
+        "tcm_batch_pixels_bucket": set(),
+        "tcm_stage_duration_seconds_bucket": {"op", "stage"},
+        "tcm_encoded_bits_per_pixel_bucket": {"model"},
+        "tcm_input_bytes_total": set(),
+        "tcm_output_bytes_total": set(),
+        "tcm_models_loaded": set(),
+        "tcm_model_load_duration_seconds_bucket": set(),
+        "tcm_device_memory_bytes": {"device"},
+    }
+    for name, labels in contract.items():
+        assert there[name] == labels, name
+    assert {"version", "python"} <= there["tcm_build_info"]
