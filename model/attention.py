@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_FEW_SCORES = 1 << 24  # up to here the naive form is the faster one in training, on a CPU by far
 _GRADIENT_SHARE = 16  # one window in so many gives the relative bias its gradient in training
 
 
@@ -56,6 +57,17 @@ def border_windows(rows: int, columns: int, window: int) -> tuple[Tensor, Tensor
                 indexes.append(row * columns + column)
                 masks.append((crosses_rows & last_row) | (crosses_columns & last_column))
     return torch.tensor(indexes), torch.stack(masks)
+
+
+def naive_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor) -> Tensor:
+    """Attention for training on few windows: all scores in memory, the exact gradient of the mask.
+
+    Args:
+        q: queries (windows, heads, w², head_dim); k and v alike.
+        attn_mask: what is added to the scores, (1 or windows, heads, w², w²).
+    """
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return torch.softmax(scores + attn_mask, dim=-1).to(v.dtype) @ v
 
 
 def sampled_bias_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor) -> Tensor:
@@ -113,7 +125,10 @@ class WindowAttention(nn.Module):
         return self.linear(out)  # type: ignore[no-any-return]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        attend: Callable[..., Tensor] = sampled_bias_attention if mask.requires_grad else F.scaled_dot_product_attention
+        attend: Callable[..., Tensor] = F.scaled_dot_product_attention
+        if mask.requires_grad:
+            few = q.shape[0] * mask[0].numel() <= _FEW_SCORES
+            attend = naive_attention if few else sampled_bias_attention
         out = attend(q, k, v, attn_mask=mask)
         return out.transpose(1, 2).reshape(q.shape[0], -1, self.dim)
 

@@ -8,6 +8,7 @@ CompressAI's old parameter names; loaded leniently they give a network with an u
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import pickle
 import re
@@ -47,6 +48,7 @@ class ModelInfo:
         metric: what was optimised, "mse" or "ms-ssim".
         config: every width.
         parameters: number of learned parameters.
+        rounding: the weight that the model's symbols are chosen with (`model.rounding`), or None: to the nearest.
         fingerprint: first bytes of the SHA-256 over every tensor, in hex: which weights, whatever their name.
     """
 
@@ -56,6 +58,7 @@ class ModelInfo:
     config: TCMConfig
     parameters: int
     fingerprint: str
+    rounding: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,12 +156,15 @@ def fill(state_dict: Mapping[str, Tensor]) -> TCM:
     return net.eval()
 
 
-def save(net: TCM, path: Path, *, name: str, lmbda: float, metric: str, half: bool = False) -> ModelInfo:
+def save(
+    net: TCM, path: Path, *, name: str, lmbda: float, metric: str, half: bool = False, rounding: float | None = None
+) -> ModelInfo:
     """Write a network as a safetensors file that `load` reads, with the tables of its z. The file appears whole.
 
     Args:
         half: store weights of two and more dimensions in float16 (the file is half as large; the model is then the
             rounded one, with a fingerprint of its own).
+        rounding: the weight that its symbols are to be chosen with; it was trained with it.
 
     Raises:
         ValueError: a name, λ or metric that no model can have.
@@ -184,6 +190,7 @@ def save(net: TCM, path: Path, *, name: str, lmbda: float, metric: str, half: bo
         config=net.config,
         parameters=sum(p.numel() for p in net.parameters()),
         fingerprint=_fingerprint(stored),
+        rounding=rounding,
     )
     metadata = {
         "architecture": "tcm",
@@ -194,6 +201,8 @@ def save(net: TCM, path: Path, *, name: str, lmbda: float, metric: str, half: bo
         "parameters": str(info.parameters),
         "fingerprint": info.fingerprint,
     }
+    if rounding is not None:
+        metadata["rounding"] = f"{rounding:g}"
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name_of_part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -233,6 +242,7 @@ def read_info(path: Path) -> ModelInfo:
             config=TCMConfig.from_json(metadata["config"]),
             parameters=int(metadata["parameters"]),
             fingerprint=metadata["fingerprint"],
+            rounding=_rounding(metadata.get("rounding")),
         )
     except KeyError as error:
         raise CheckpointUnreadable(
@@ -240,6 +250,13 @@ def read_info(path: Path) -> ModelInfo:
         ) from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointUnreadable(f"{path}: damaged or not a weights file ({error})") from None
+
+
+def _rounding(text: str | None) -> float | None:
+    weight = None if text is None else float(text)
+    if weight is not None and not 0 < weight < math.inf:
+        raise ValueError(f"a rounding weight is a positive number, not {weight}")
+    return weight
 
 
 def load(path: Path) -> Weights:

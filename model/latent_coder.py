@@ -20,6 +20,7 @@ from model.entropy import Coder, stream_count
 from model.latents import code_slices
 from model.network import TCM
 from model.reader import Reader
+from model.rounding import choose_symbols
 from model.stages import Heartbeat, Stages, unwatched
 from model.tables import Tables, gaussian_tables, guard_tables
 
@@ -72,7 +73,7 @@ class LatentCoder:
 
         def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
             heartbeat()
-            symbols = torch.round(y_slices[i] - mean)
+            symbols = choose_symbols(y_slices[i] - mean, scale, self._info.rounding)
             with stages("guard"):
                 ways = [guard.choose(row) for row in scale.flatten(1).cpu().numpy()]
             for one, s, t, way in zip(found, _rows(symbols), _indexes(scale, ways), ways, strict=True):

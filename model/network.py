@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from model.blocks import MixedBlock, SliceAttention
 from model.config import TCMConfig
 from model.latents import code_slices, round_through
+from model.rounding import choose_symbols
+from model.rounding import likelihood as written_likelihood
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,15 @@ class TCM(nn.Module):
     Args:
         N: width of one half of a mixed block, for the published networks; or give `config`.
         config: every width.
+
+    Attributes:
+        rounding: the weight of `choose_symbols`, for estimates and training; None rounds to the nearest.
     """
 
     def __init__(self, N: int = 64, *, config: TCMConfig | None = None) -> None:
         super().__init__()
         c = self.config = config or TCMConfig(N=N)
+        self.rounding: float | None = None
         n2, depth = 2 * c.N, c.depth
 
         def mixed(head_dim: int, window: int) -> list[nn.Module]:
@@ -150,8 +156,9 @@ class TCM(nn.Module):
         likelihoods: list[Tensor] = []
 
         def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
-            likelihoods.append(self.gaussian_conditional(y_slices[i], scale, mean)[1])
-            return round_through(y_slices[i] - mean) + mean
+            y_hat, likelihood = self.quantise(y_slices[i], mean, scale)
+            likelihoods.append(likelihood)
+            return y_hat
 
         latents = code_slices(self, z_hat, code)
         return TCMOutput(
@@ -161,6 +168,19 @@ class TCM(nn.Module):
             scales=latents.scales,
             y=y,
         )
+
+    def quantise(self, y: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """ŷ of a slice, straight through, and the likelihood of each element, all of one shape.
+
+        Where the writer chooses symbols by their rate (`rounding`), σ learns from the symbols that are written, y and μ
+        from noisy ones as elsewhere.
+        """
+        noisy = self.gaussian_conditional(y, scale.detach() if self.rounding else scale, mean)[1]
+        symbols = choose_symbols((y - mean).detach(), scale.detach(), self.rounding)
+        y_hat = y + (symbols + mean - y).detach() if torch.is_grad_enabled() else symbols + mean
+        if self.rounding is None:
+            return y_hat, noisy
+        return y_hat, written_likelihood(symbols, scale) * (noisy / noisy.detach())
 
     def medians(self) -> Tensor:
         """The medians of z by channel, (1, hyper_channels, 1, 1)."""

@@ -39,6 +39,7 @@ class Part(StrEnum):
     """What of the network learns."""
 
     all = "all"
+    middle = "middle"
     coarse = "coarse"
     entropy = "entropy"
 
@@ -93,6 +94,13 @@ def train(
         Part, typer.Option(help="What learns; `coarse` and `entropy` need a block-transform start.")
     ] = Part.all,
     attention: Annotated[bool, typer.Option(help="Use the gated branch of the slice attentions.")] = True,
+    rounding: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose symbols by their rate, an error of one step worth so many bits (8.66 suits); "
+            "by default to the nearest."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the run's folder.")] = False,
     seed: Annotated[int, typer.Option(help="Of weights, order, crops and noise.")] = 0,
     validation: Annotated[int, typer.Option(help="Photographs kept out of training to measure on.")] = 8,
@@ -144,6 +152,7 @@ def train(
             init_from=init_from,
             fit_synthesis=fit_synthesis,
             part=part.value,
+            rounding=rounding,
             attention=attention,
             resume=resume,
             seed=seed,

@@ -8,22 +8,58 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+from compressai.layers import ResidualBlockUpsample
 from torch import Tensor, distributed, nn
 
+from model.blocks import MixedBlock
 from model.network import TCM
 
 
-class _Lowered(nn.Module):
-    """All of a transform but its last layer in bfloat16: y counts in quantiser steps and needs its fractions."""
+class _LoweredBlocks(nn.Module):
+    """A transform whose branches compute in bfloat16: those of the mixed blocks, and of the upsampling ones.
+
+    The sums that they add to, and the layers that carry the signal itself, stay in float32, else the floor of
+    bfloat16's eight bits shows at high rates.
+    """
 
     def __init__(self, layers: nn.Sequential, device: str) -> None:
         super().__init__()
-        self.body, self.last, self.device = layers[:-1], layers[-1], device
+        self.layers, self.device = layers, device
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if isinstance(layer, ResidualBlockUpsample):
+                with torch.autocast(self.device, dtype=torch.bfloat16):
+                    branch = layer.igdn(layer.conv(layer.leaky_relu(layer.subpel_conv(x))))
+                x = layer.upsample(x) + branch
+            else:
+                with torch.autocast(self.device, dtype=torch.bfloat16, enabled=isinstance(layer, MixedBlock)):
+                    x = layer(x)
+        return x
+
+
+class _LoweredSlice(nn.Module):
+    """A part of the slice loop in bfloat16, but for the `last` layers: μ counts in quantiser steps."""
+
+    def __init__(self, layers: nn.Sequential, device: str, last: int) -> None:
+        super().__init__()
+        cut = len(layers) - last
+        self.body, self.last, self.device = layers[:cut], layers[cut:], device
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(self.device, dtype=torch.bfloat16):
-            x = self.body(x)
-        return self.last(x.float())  # type: ignore[no-any-return]
+            x = self.body(x.to(torch.bfloat16, memory_format=torch.channels_last))
+        return self.last(x.float()) if len(self.last) else x
+
+
+_SLICE_PARTS = {
+    "atten_mean": 0,
+    "atten_scale": 0,
+    "cc_mean_transforms": 1,
+    "cc_scale_transforms": 1,
+    "lrp_transforms": 1,
+}
+"""Parts of the slice loop, and how many of their layers stay in float32."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +97,16 @@ class Place:
             net.to(memory_format=torch.channels_last)
 
     def lower(self, net: TCM) -> TCM:
-        """A network that shares `net`'s parameters and runs the transforms in bfloat16, where this place does."""
+        """A network that shares `net`'s parameters and computes in bfloat16 what bears it, where this place does."""
         if not self.bf16:
             return net
         lowered = copy.copy(net)
         lowered._modules = dict(net._modules)
-        lowered.g_a = nn.Sequential(_Lowered(net.g_a, self.device.type))
-        lowered.g_s = nn.Sequential(_Lowered(net.g_s, self.device.type))
+        for name in ("g_a", "h_a", "h_mean_s", "h_scale_s", "g_s"):
+            setattr(lowered, name, nn.Sequential(_LoweredBlocks(getattr(net, name), self.device.type)))
+        for name, last in _SLICE_PARTS.items():
+            parts = (nn.Sequential(_LoweredSlice(part, self.device.type, last)) for part in getattr(net, name))
+            setattr(lowered, name, nn.ModuleList(parts))
         return lowered
 
     def share_gradients(self, net: nn.Module) -> None:

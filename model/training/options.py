@@ -11,7 +11,7 @@ from typing import Literal
 from model.config import SIZES, TCMConfig
 
 Start = Literal["random", "block-transform"]
-Part = Literal["all", "coarse", "entropy"]
+Part = Literal["all", "middle", "coarse", "entropy"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class Options:
         start: random initial weights, or the block transform (see `start`).
         init_from: a model file to start from instead, of the same widths; another λ's is rescaled.
         fit_synthesis: before the first step, fit g_s by least squares (see `regress`).
-        part: "all"; "entropy": transforms frozen; "coarse": outer stages short-cut, the rest learns.
+        part: "all"; "entropy": transforms frozen; "coarse" and "middle": the two outer stages or the
+            outermost one short-cut, the rest learns.
+        rounding: the weight that symbols are chosen with (see `model.rounding`), or None: to the nearest.
         attention: False leaves the gated branch of the slice attentions out, and shut in the finished model.
         resume: go on from the checkpoint in `save`.
         sample: crops that the block transform and the least squares look at.
@@ -77,6 +79,7 @@ class Options:
     init_from: Path | None = None
     fit_synthesis: bool = False
     part: Part = "all"
+    rounding: float | None = None
     attention: bool = True
     resume: bool = False
     sample: int = 256
@@ -107,6 +110,6 @@ class Options:
 
     def setting(self) -> str:
         """What a resumed run must share with the one it goes on with, as text."""
-        names = ("lmbda", "metric", "batch", "crop", "seed", "part", "attention")
+        names = ("lmbda", "metric", "batch", "crop", "seed", "part", "attention", "rounding")
         kept = {name: getattr(self, name) for name in names}
         return json.dumps({**kept, "config": dataclasses.asdict(self.config)}, sort_keys=True)

@@ -35,8 +35,9 @@ def prior_loss(net: TCM, x: Tensor, lmbda: float) -> Loss:
     bits = [-torch.log2(z_likelihoods).sum()]
 
     def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
-        bits.append(-torch.log2(net.gaussian_conditional(parts[i], scale, mean)[1]).sum())
-        return round_through(parts[i] - mean) + mean
+        y_hat, likelihood = net.quantise(parts[i], mean, scale)
+        bits.append(-torch.log2(likelihood).sum())
+        return y_hat
 
     y_hat = code_slices(net, z_hat, code).y_hat
     bpp = torch.stack(bits).sum() / (x.shape[0] * x.shape[2] * x.shape[3])

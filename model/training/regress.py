@@ -27,7 +27,7 @@ def decoded_latents(net: TCM, y: Tensor) -> Tensor:
     """ŷ as a decoder would have it, for y (B, M, h, w)."""
     z_hat = torch.round(net.h_a(y) - net.medians()) + net.medians()
     parts = y.chunk(net.config.slices, dim=1)
-    return code_slices(net, z_hat, lambda i, mean, _: torch.round(parts[i] - mean) + mean).y_hat
+    return code_slices(net, z_hat, lambda i, mean, scale: net.quantise(parts[i], mean, scale)[0]).y_hat
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ from model.training.rescale import rescale_for
 from model.training.start import GATE, LEAST_DEVIATION, block_transform
 from model.training.widen import widen_latents
 
-_SHORTCUT_STAGES = 2
+_SHORTCUTS = {"all": 0, "middle": 1, "coarse": 2, "entropy": 2}
+"""Outer stages of g_a and g_s that each part leaves out."""
 _SHUT = -30.0  # a gate's bias: sigmoid 1e-13
 _SAMPLE_SEED = 99
 
@@ -42,8 +43,9 @@ def make_net(options: Options, photographs: list[Path]) -> TCM:
         net = TCM(config=options.config)
         if options.start == "block-transform":
             block_transform(net, torch.cat(list(_sample(options, photographs))), options.lmbda)
+    net.rounding = options.rounding
     if options.fit_synthesis:
-        view = shorten(net.eval(), _SHORTCUT_STAGES, attention=options.attention)
+        view = shorten(net.eval(), _SHORTCUTS["coarse"], attention=options.attention)
         fit_synthesis(view, _sample(options, photographs))
     return net.train()
 
@@ -57,7 +59,7 @@ def _widened(old: TCM, options: Options, photographs: list[Path]) -> TCM:
     crops = torch.cat(list(_sample(options, photographs)))
     block_transform(new, crops, options.lmbda)
     with torch.no_grad():
-        latents = torch.cat([shorten(new, _SHORTCUT_STAGES).g_a(part) for part in torch.split(crops, 8)])
+        latents = torch.cat([shorten(new, _SHORTCUTS["coarse"]).g_a(part) for part in torch.split(crops, 8)])
     widen_latents(old, new, latents.std(dim=(0, 2, 3)).clamp(min=LEAST_DEVIATION))
     return new
 
@@ -66,7 +68,7 @@ def make_view(net: TCM, options: Options) -> TCM:
     """What is trained: the network, or a shorter way through it that shares its parameters."""
     if options.part == "all" and options.attention:
         return net
-    return shorten(net, 0 if options.part == "all" else _SHORTCUT_STAGES, attention=options.attention)
+    return shorten(net, _SHORTCUTS[options.part], attention=options.attention)
 
 
 @torch.no_grad()

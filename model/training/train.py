@@ -247,7 +247,9 @@ def _finish(run: _Run, images: list[Tensor], report: Reporter) -> Path:
             settle_quantiles(run.net.entropy_bottleneck)
             if not o.attention:
                 shut_gates(run.net)
-            info = save_model(run.net.cpu(), path, name=o.model_name, lmbda=o.lmbda, metric=o.metric, half=o.half)
+            info = save_model(
+                run.net.cpu(), path, name=o.model_name, lmbda=o.lmbda, metric=o.metric, half=o.half, rounding=o.rounding
+            )
         report.record("finished", run.step, {"file": str(path), "fingerprint": info.fingerprint})
     return path
 

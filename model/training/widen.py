@@ -26,7 +26,7 @@ def widen_latents(old: TCM, new: TCM, deviation: Tensor) -> None:
             the scale of their own channels.
     """
     a, b, width = old.config, new.config, old.config.slice_channels
-    if b.slice_channels != width or b.M <= a.M or b.max_support < a.slices:
+    if b.slice_channels != width or b.M <= a.M or b.max_support < a.support(a.slices - 1):
         raise ValueError("only whole slices can be added, and slices must see all that they saw")
     target, source = dict(new.named_parameters()), dict(old.named_parameters())
     for name, value in source.items():
