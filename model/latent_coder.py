@@ -5,6 +5,7 @@ What writer and reader must agree on all happens here, in float32; what the tran
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -105,9 +106,7 @@ class LatentCoder:
 
     def _float64(self) -> TCM:
         if self._wide is None:
-            self._wide = TCM(config=self._info.config).eval().requires_grad_(False)
-            self._wide.load_state_dict(self._net.state_dict())
-            self._wide.to(self._device, torch.float64)
+            self._wide = copy.deepcopy(self._net).to(self._device, torch.float64)
         return self._wide
 
     def _read(

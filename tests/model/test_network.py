@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import TCM, TCMConfig
+from model import TCM, TCMConfig, Zoo
 from model.attention import TransformerBlock, WindowAttention
+from model.checkpoint import load
 from model.config import SIZES
 from model.entropy import Coder
 from model.errors import CheckpointMismatch
@@ -207,3 +208,17 @@ def test_gradients_reach_every_parameter():
     (bits + F.mse_loss(out.x_hat, torch.rand(1, 3, 128, 128)) + net.aux_loss()).backward()
     without = [name for name, p in net.named_parameters() if p.grad is None]
     assert without == []
+
+
+def test_a_shut_gate_is_left_out_without_a_trace() -> None:
+    """The embedded models' gates were never trained: their branch is two thirds of the slices' work for nothing."""
+    attention = load(Zoo().get("tcm-xs-mse-0.013").path).net.atten_scale[3][0]
+    assert attention.shut
+    x = torch.randn(1, attention.in_conv.in_channels, 16, 24)
+    with torch.no_grad():
+        short = attention(x)
+        attention.shut = False
+        assert torch.equal(attention(x), short)
+        attention.conv_b[-1].bias[0] = -3
+        attention.find_shut()
+    assert not attention.shut
