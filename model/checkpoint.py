@@ -278,6 +278,7 @@ def load(path: Path) -> Weights:
     net = fill(tensors)
     if net.config != info.config or len(tables) != net.config.hyper_channels:
         raise CheckpointMismatch(f"{path}: its metadata speaks of another network than its tensors")
+    net.rounding = info.rounding
     for attention in (*net.atten_mean, *net.atten_scale):
         attention[0].find_shut()
     return Weights(info, net, tables)

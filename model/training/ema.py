@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+_EVERY = 4
+
 
 class Average:
     """A moving average of a network's parameters.
@@ -24,8 +26,10 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after step `step` (from 0)."""
-        decay = min(self.decay, (step + 1) / (step + 20))
+        """Take in the weights after step `step` (from 0); only every fourth does, which costs a quarter."""
+        if step % _EVERY:
+            return
+        decay = min(self.decay, (step + 1) / (step + 20)) ** _EVERY
         torch._foreach_lerp_(list(self.weights.values()), [p.detach() for p in self._live.values()], 1 - decay)
 
     @torch.no_grad()

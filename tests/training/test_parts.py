@@ -6,10 +6,12 @@ import logging
 import pytest
 import torch
 
-from model.attention import WindowAttention
+from model.attention import WindowAttention, naive_attention
 from model.network import TCM
+from model.rounding import NOMINAL
 from model.training.coarse import shorten
 from model.training.data import Crops, Indexes, find_images, split_validation
+from model.training.device import Place
 from model.training.loss import rate_distortion
 from model.training.quantiles import settle_quantiles
 from model.training.regress import fit_synthesis
@@ -132,7 +134,8 @@ def test_quantiles_settle_where_their_loss_is_zero():
     assert net.aux_loss().item() < 0.01
 
 
-def test_the_bias_gradient_of_a_sixteenth_is_that_of_all_on_average():
+def test_the_bias_gradient_of_a_sixteenth_is_that_of_all_on_average(monkeypatch):
+    monkeypatch.setattr("model.attention._FEW_SCORES", 0)  # as if they were many
     torch.manual_seed(0)
     attention = WindowAttention(8, 4, 4, shifted=True)
     x, weight = torch.randn(2, 64, 16, 8), torch.randn(2, 64, 16, 8)
@@ -153,6 +156,53 @@ def test_the_bias_gradient_of_a_sixteenth_is_that_of_all_on_average():
     finally:
         model.attention._GRADIENT_SHARE = share
     assert torch.nn.functional.cosine_similarity(sampled.flatten(), exact.flatten(), dim=0) > 0.9
+
+
+def test_few_windows_give_the_bias_its_exact_gradient():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(6, 2, 16, 4) for _ in range(3))
+    mask = torch.randn(1, 2, 16, 16, requires_grad=True)
+    out = naive_attention(q, k, v, mask)
+    torch.testing.assert_close(out, torch.nn.functional.scaled_dot_product_attention(q, k, v, mask.detach()))
+    out.square().sum().backward()
+    direction, step = torch.randn_like(mask), 1e-3
+    with torch.no_grad():
+        ahead, behind = (naive_attention(q, k, v, mask + s * step * direction).square().sum() for s in (1, -1))
+    assert float((mask.grad * direction).sum()) == pytest.approx(float(ahead - behind) / (2 * step), rel=1e-2)
+
+
+def test_bfloat16_trains_the_same_network(started, photographs):
+    """Its rounding moves the loss by little, and every parameter that learns in float32 learns."""
+    x = crops_of(photographs, 2)
+    place = Place(torch.device("cpu"), rank=0, processes=1, bf16=True)
+    lowered = place.lower(started)
+    losses, learning = [], []
+    for net in (started, lowered):
+        started.zero_grad()
+        started.eval()
+        loss = rate_distortion(net(x), x, 0.05, "mse").total
+        loss.backward()
+        losses.append(loss.item())
+        learning.append({name for name, p in started.named_parameters() if p.grad is not None and p.grad.any()})
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+    assert learning[1] == learning[0]
+
+
+def test_symbols_chosen_by_rate_lower_the_loss_that_they_are_chosen_for(started, photographs):
+    x = crops_of(photographs, 4)
+    figures = []
+    for weight in (None, NOMINAL):
+        started.rounding = weight
+        with torch.no_grad():
+            figures.append(rate_distortion(started(x), x, 0.05, "mse"))
+    nearest, by_rate = figures
+    assert by_rate.bpp < nearest.bpp
+    assert by_rate.mse > nearest.mse
+    assert by_rate.total < nearest.total
+    started.train()
+    rate_distortion(started(x), x, 0.05, "mse").total.backward()
+    assert started.cc_scale_transforms[0][-1].weight.grad.abs().sum() > 0
+    assert started.g_a[-1].weight.grad.isfinite().all()
 
 
 def test_rate_and_distortion_are_what_they_say(started, photographs):
