@@ -8,6 +8,7 @@ network.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
@@ -44,6 +45,8 @@ def _join(name: str, command: Callable[..., Any] | typer.Typer) -> None:
 
 def main() -> None:
     """The `tcm` program."""
-    for point in entry_points(group="tcm.commands"):
-        _join(point.name, point.load())
+    points = {point.name: point for point in entry_points(group="tcm.commands")}
+    asked = sys.argv[1] if len(sys.argv) > 1 else None
+    for name in [asked] if asked in points else list(points):  # `tcm healthcheck` runs every few seconds
+        _join(name, points[name].load())
     app()

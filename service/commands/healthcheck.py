@@ -1,0 +1,56 @@
+"""`tcm healthcheck`: what a container engine asks from inside the container. No torch, one request, one exit code."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from service.settings import Settings
+
+UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # what it listens on: where it is asked
+
+
+def healthcheck(
+    live: Annotated[bool, typer.Option("--live", help="Ask whether it is alive, not whether it is ready.")] = False,
+    host: Annotated[str | None, typer.Option(help="Else TCM_HOST.", show_default=False)] = None,
+    port: Annotated[int | None, typer.Option(help="Else TCM_PORT.", show_default=False)] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds.")] = 3.0,
+) -> None:
+    """Ask the service of this machine whether it is ready. Exit code 0: it is; 1: it is not, and one line says why."""
+    settings = Settings()
+    host = settings.host if host is None else host
+    reason = ask(
+        UNSPECIFIED.get(host, host),
+        settings.port if port is None else port,
+        "/livez" if live else "/readyz",
+        timeout,
+    )
+    if reason is not None:
+        sys.stderr.write(f"tcm healthcheck: {reason}\n")
+        raise typer.Exit(1)
+
+
+def ask(host: str, port: int, path: str, timeout: float) -> str | None:
+    """None where the probe answers 200, else why not."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read(1 << 16)
+    except (OSError, http.client.HTTPException) as error:
+        return f"{host}:{port}{path}: {error or type(error).__name__}"
+    finally:
+        connection.close()
+    return None if answer.status == http.HTTPStatus.OK else f"{path} is {answer.status}: {_detail(body)}"
+
+
+def _detail(body: bytes) -> str:
+    """What a problem says."""
+    try:
+        return str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode(errors="replace")
