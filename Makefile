@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup serve test lint format clean
+.PHONY: setup serve test lint format lock containers clean
 
 setup: $(VENV)/.installed
 
@@ -29,6 +29,15 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# every version and hash that goes into the images; with UPGRADE=--upgrade the newest ones
+lock: setup
+	$(BIN)/python -m pip install --quiet 'uv>=0.8'
+	$(BIN)/python docker/lock.py $(UPGRADE)
+
+# the stack of docker-compose.yml in a real engine
+containers: setup
+	$(BIN)/python -m pytest tests/containers --containers -rs
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
