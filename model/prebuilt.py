@@ -12,10 +12,11 @@ from pathlib import Path
 from numba.core.caching import InTreeCacheLocator
 
 
-class Prebuilt(InTreeCacheLocator):  # type: ignore[misc]  # numba has no types
+class Prebuilt(InTreeCacheLocator):
     """Finds what was compiled when the image was built; anything else is left to the next locator."""
 
     def ensure_cache_path(self) -> None:
         """Raise OSError, as numba's do, where nothing was compiled for this function."""
-        if not any(Path(self.get_cache_path()).glob(f"*-{self.get_disambiguator()}.py*.nbi")):
-            raise FileNotFoundError(self.get_cache_path())
+        folder, line = self.get_cache_path(), self.get_disambiguator()  # type: ignore[no-untyped-call]
+        if not any(Path(folder).glob(f"*-{line}.py*.nbi")):
+            raise FileNotFoundError(folder)

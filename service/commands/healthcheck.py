@@ -21,7 +21,7 @@ def healthcheck(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds.")] = 3.0,
 ) -> None:
     """Ask the service of this machine whether it is ready. Exit code 0: it is; 1: it is not, and one line says why."""
-    settings = Settings()
+    settings = Settings.from_arguments([])
     host = settings.host if host is None else host
     reason = ask(
         UNSPECIFIED.get(host, host),
