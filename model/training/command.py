@@ -64,6 +64,10 @@ def train(
     m: Annotated[int | None, typer.Option("--M", help="Channels of y, instead of the size's.")] = None,
     hyper: Annotated[int | None, typer.Option(help="Channels of z, instead of the size's.")] = None,
     slices: Annotated[int | None, typer.Option(help="Slices of y, instead of the size's.")] = None,
+    width: Annotated[
+        list[str] | None,
+        typer.Option(help="Any other width, as NAME=NUMBER or NAME=NUMBER,NUMBER (see model/config.py); repeatable."),
+    ] = None,
     lmbda: Annotated[float, typer.Option("--lmbda", "--lambda", help="λ: more is better quality.")] = 0.013,
     metric: Annotated[Metric, typer.Option(help="Distortion that is minimised.")] = Metric.mse,
     name: Annotated[str | None, typer.Option(help="Of the finished model; by default tcm-SIZE-METRIC-λ.")] = None,
@@ -86,7 +90,10 @@ def train(
     ] = 0.5,
     floor: Annotated[float, typer.Option(help="Share of the rate that it falls to.")] = 0.02,
     average: Annotated[float, typer.Option(help="Decay of the moving average of the weights.")] = 0.998,
-    start: Annotated[StartFrom, typer.Option(help="What an untrained network is.")] = StartFrom.random,
+    start: Annotated[
+        StartFrom,
+        typer.Option("--start-from", "--start", help="What an untrained network is; torchrun needs the long name."),
+    ] = StartFrom.random,
     init_from: Annotated[Path | None, typer.Option(help="Start from this model; another λ's is rescaled.")] = None,
     fit_synthesis: Annotated[bool, typer.Option(help="Fit g_s by least squares first.")] = False,
     balance: Annotated[float, typer.Option(help="Rates by what each layer bears; 0: one rate for all.")] = 0.0,
@@ -124,7 +131,8 @@ def train(
         torch.set_num_threads(threads)
     widths: dict[str, Any] = {"N": n, "M": m, "hyper_channels": hyper, "slices": slices}
     try:
-        config = dataclasses.replace(SIZES[size], **{k: v for k, v in widths.items() if v is not None})
+        widths = {k: v for k, v in widths.items() if v is not None} | _widths(width or [])
+        config = dataclasses.replace(SIZES[size], **widths)
         options = Options(
             data=data,
             save=save,
@@ -166,3 +174,25 @@ def train(
         typer.echo(f"tcm train: {error}", err=True)
         raise typer.Exit(1) from None
     typer.echo(path)
+
+
+def _widths(words: list[str]) -> dict[str, int | tuple[int, ...]]:
+    """The widths of `--width NAME=NUMBER`.
+
+    Raises:
+        ValueError: a word of another form, or a name that is no width.
+    """
+    from model.config import TCMConfig
+
+    known = {field.name: isinstance(field.default, tuple) for field in dataclasses.fields(TCMConfig)}
+    found: dict[str, int | tuple[int, ...]] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in known:
+            raise ValueError(f"--width {word}: widths are {', '.join(known)}")
+        try:
+            numbers = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            raise ValueError(f"--width {word}: {value!r} is no number") from None
+        found[name] = numbers if known[name] else numbers[0]
+    return found

@@ -1,4 +1,4 @@
-"""A start that already compresses: the network set to a block transform (`--start block-transform`).
+"""A start that already compresses: the network set to a block transform (`--start-from block-transform`).
 
 From the usual random start an hour of CPU steps leaves the transforms at the level of block means (21 dB). Here every
 stride-2 stage of g_a is set to the principal components of the 2x2 blocks of its input, g_s to their transposes:

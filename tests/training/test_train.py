@@ -2,16 +2,23 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
+from PIL import Image
+from typer.testing import CliRunner
 
 from model import checkpoint
 from model.errors import CheckpointMismatch, CheckpointUnreadable
 from model.training import train as module
 from model.training.checkpoints import load_state
+from model.training.command import train as command
 from model.training.options import Options
 from model.training.train import train
 from tests.training.conftest import SMALL
@@ -112,6 +119,15 @@ def test_every_way_of_training_takes_steps(photographs, tmp_path, changes):
     assert log_of(tmp_path)[-1]["kind"] == "finished"
 
 
+def test_ms_ssim_is_trained_for(tmp_path):
+    for i in range(3):
+        Image.effect_noise((200, 200), 40 + i).convert("RGB").save(tmp_path / f"{i}.png")
+    path = train(
+        options(tmp_path, tmp_path / "run", metric="ms-ssim", lmbda=8.0, crop=192, steps=2, validation=1), quiet=True
+    )
+    assert (checkpoint.read_info(path).name, checkpoint.read_info(path).metric) == ("tcm-xs-ms-ssim-8", "ms-ssim")
+
+
 def test_the_clock_ends_a_run(photographs, tmp_path):
     train(options(photographs, tmp_path, steps=None, minutes=0.01), quiet=True)
     assert log_of(tmp_path)[-1]["kind"] == "finished"
@@ -130,3 +146,38 @@ def test_the_clock_ends_a_run(photographs, tmp_path):
 def test_options_that_contradict_each_other_are_refused(photographs, tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
         train(options(photographs, tmp_path, **wrong), quiet=True)
+
+
+SMALL_AS_OPTIONS = [
+    "--N=24", "--M=32", "--hyper=8", "--slices=2", "--width=head_dim=12,12,12,12,12,12", "--width=hyper_head_dim=12",
+    "--width=depth=1", "--width=slice_widths=12,8", "--width=attention_width=8", "--width=attention_head_dim=4",
+    "--width=window=4", "--width=hyper_window=2",
+]  # fmt: skip
+
+
+def test_two_processes_train_one_model(photographs, tmp_path):
+    """As on two GPUs, here on the CPU through gloo: torchrun, one model, and the same weights as one process's."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    arguments = [
+        "model.training", str(photographs), "--size=xs", *SMALL_AS_OPTIONS, "--crop=64", "--batch=1", "--steps=3",
+        "--start-from=block-transform", "--validation=2", "--precision=fp32", "--threads=1", f"--save={tmp_path}",
+    ]  # fmt: skip
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, env=variables)
+    assert done.returncode == 0, done.stderr
+    weights = checkpoint.load(tmp_path / "tcm-xs-mse-0.013.safetensors")
+    assert weights.net.config == SMALL
+    assert [line["kind"] for line in log_of(tmp_path)].count("finished") == 1
+
+
+@pytest.mark.parametrize("word", ["depth", "depth=two", "deep=2"])
+def test_a_width_that_is_none_is_named(photographs, tmp_path, word):
+    done = CliRunner().invoke(program(), ["--width", word, "--save", str(tmp_path), str(photographs)])
+    assert done.exit_code == 1
+    assert f"--width {word}" in done.output
+
+
+def program() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(command)
+    return app
