@@ -1,168 +1,229 @@
-"""The guard: writer and reader choose the same table for every element although their σ differ in the last digits.
+"""The guard: writer and reader choose the same alphabet for every element although their σ differ in the last digits.
 
-The choice of the scale index is the one discontinuity between two machines: σ just below a boundary of the scale table
-on one is just above it on the other, and the rest of the picture is noise. So the writer puts the boundaries where no
-element is. There are many ways to place them, numbered j = 0, 1, 2 …: way 0 has each boundary in the middle between
-two scales of the table, every other way has it at a pseudo-random place between them. For each group of elements of a
-slice the writer takes the first way in which no element's σ lies within the tolerance of a boundary, and writes j.
-Whoever computes every σ to within the tolerance then finds the same index for every element.
+The choice of the alphabet is the one discontinuity between two machines: σ just below a step from one alphabet to the
+next on one is just above it on the other, and the rest of the picture is noise. So the writer puts the steps where no
+element is. There are many ways to place them, numbered j = 0, 1, 2 …: way 0 has each step in the middle between two
+scales, every other way has it at one of 64 pseudo-random places about the middle. For each group of elements of a
+slice the writer takes the first way in which no element's σ lies within the tolerance of a step, and writes j. Whoever
+computes every σ to within the tolerance then finds the same alphabet for every element.
 
 The tolerance is D·(1 + σ): σ is a sum of terms of about the same size whatever its value, so its error is nearly
-constant where σ is small. In ln σ, where the scales are 0.123 apart, that is D·(1 + 1/σ).
+constant where σ is small. In ln σ, where the scales are 0.123 apart, that is D·(1 + 1/σ). The smallest scales, where
+that is widest and the choice matters least, are served by fewer alphabets.
 
-What it costs: an element is in a way's way with a chance of 2·D·(1 + 1/σ)/0.123. With λ such elements expected in a
-group, j is geometric with a mean of e^λ - 1: 1.44·λ + 1.4 bits, so that large groups are cheap; the writer chooses the
-size of the groups by slice. What it loses: nothing; a boundary between two scales suits the elements better than one
-at the upper scale.
+What it costs: a group in which λ elements are expected to be in a way's way has e^λ - 1 ways before the free one on
+average, which takes 1.44·λ + 1.44 bits. So few large groups are cheap. Each takes its elements from all over the slice:
+then all of them find λ alike, and one geometric distribution suits all their ways.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numba
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from model.entropy import Decoder, SymbolMismatch
-from model.tables import GUARD_MEANS, LOG_STEP, SCALE_LEVELS, scale_boundaries, scale_table
+from model.tables import GUARD_MEANS, LOG_STEP, SCALE_LEVELS, SCALE_MAX, SCALE_MIN
 
 DRIFT = 4e-5
-"""D: σ may differ by D·(1 + σ) between two machines. Part of format version 1."""
-WAYS = 4096
-"""Placements of the boundaries that can be told from one another. Part of format version 1."""
+"""D: σ may differ by D·(1 + σ) between two machines. What writers of format version 1 promise."""
+WAYS = 1 << 16
+"""Placements of the steps that can be told from one another. Part of format version 1."""
+ALPHABETS = np.array([0, 4, *range(6, SCALE_LEVELS)], np.int16)
+"""The Gaussians that serve y: steps lie between two neighbours in this list. Part of format version 1."""
+PLACES = 64
+"""Of a step: (97 + p)/256 of the distance between its scales in ln σ, p below this. Part of format version 1."""
+
 SMALLEST_GROUP = 64
-GROUP_SIZES = len(GUARD_MEANS)
-"""A slice's groups have 64·2^g elements, g below this, in raster order of (channel, row, column)."""
-FIRST_TABLE = SCALE_LEVELS
-"""Where the guard's alphabets stand among the coder's: behind the Gaussians."""
+"""Elements of a group, at least, where there are two groups or more. Part of format version 1."""
 
-_BOUNDARIES = SCALE_LEVELS - 1
-_ROUNDING = 1e-6  # of a boundary in float32, in ln σ
-_CROWDED = 4.0  # elements in the way that a group may expect: one way in 55 is then free
+_FIRST_TABLE = SCALE_LEVELS  # where the guard's alphabets stand among the coder's: behind the Gaussians
+_NUMBERS, _LOW_BITS, _GEOMETRIC = _FIRST_TABLE, _FIRST_TABLE + 1, _FIRST_TABLE + 2
+_GROUPS = _GEOMETRIC + 10  # the number of groups has the geometric alphabet of mean 16
+_SPLIT = 12  # from this mean on the six low bits of a way are written apart
+_SPLIT_BITS = 6
+MEANS = len(GUARD_MEANS) + _SPLIT_BITS
+"""Geometric distributions that ways can be written with: mean 2^(k-6), k below this."""
+
+_STEPS = len(ALPHABETS) - 1
+_LOG_MIN = math.log(SCALE_MIN)
+_ROUNDING = 1e-6  # of σ in float32, in ln σ
+_CROWDED = 8.0  # elements in the way that a group may expect: one way in 3000 is then free
+
+_step = np.searchsorted(ALPHABETS, np.arange(SCALE_LEVELS - 1), side="right") - 1
+_STEP_OF = _step.astype(np.int16)
+"""The step between scale i and the next."""
+_FROM = ALPHABETS[_step].astype(np.float64)
+_WIDTH = np.diff(ALPHABETS).astype(np.float64)[_step]
+"""Of the step of interval i: the scale below it, and how far the one above is, in steps of the table."""
 
 
-@functools.cache
-def places() -> NDArray[np.float64]:
-    """Where way j has boundary k, as a part of the distance from scale k to scale k + 1: (WAYS, 63) in [0, 1)."""
-    j, k = np.meshgrid(np.arange(WAYS, dtype=np.uint64), np.arange(_BOUNDARIES, dtype=np.uint64), indexing="ij")
+@numba.njit("int64(int64, int64)", nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def place(way, step):  # type: ignore[no-untyped-def]  # numba infers
+    """Where a way has a step, 0 … PLACES - 1."""
+    if way == 0:
+        return 31  # the middle
     low = np.uint64(0xFFFFFFFF)
-    h = (j * np.uint64(0x9E3779B1) + k * np.uint64(0x85EBCA77)) & low
+    h = (np.uint64(way) * np.uint64(0x9E3779B1) + np.uint64(step) * np.uint64(0x85EBCA77)) & low
     h ^= h >> np.uint64(15)
     h = (h * np.uint64(0x2C1B3C6D)) & low
     h ^= h >> np.uint64(12)
-    place = (h >> np.uint64(16)).astype(np.float64) / 65536
-    place[0] = 0.5
-    return place
+    return np.int64(h >> np.uint64(26))
 
 
-@functools.cache
-def _boundaries() -> Tensor:
-    """σ at each boundary of each way, (WAYS, 63), float32."""
-    logs = math.log(scale_table()[0]) + LOG_STEP * (np.arange(_BOUNDARIES) + places())
-    return torch.from_numpy(np.exp(logs).astype(np.float32))
-
-
-def choose(scales: NDArray[np.float32]) -> tuple[int, NDArray[np.int32]]:
-    """The writer's choice for the σ of one slice, flattened: the exponent g of the groups' size, and j of each group.
-
-    Where no way is free, which happens to no photograph, j is 0 and the checksum of the symbols is all that protects
-    the picture.
-    """
-    smallest, sigma = scale_table()[0], scales.astype(np.float64)
-    reach = np.flatnonzero(sigma + DRIFT * (1 + sigma) >= smallest * (1 - _ROUNDING))  # may pass the first boundary
-    sigma = sigma[reach]
-    above = np.log(sigma / smallest) / LOG_STEP
-    tolerance = (DRIFT * (1 + 1 / sigma) + _ROUNDING) / LOG_STEP
-    near = above <= _BOUNDARIES + tolerance
-    active, above, tolerance = reach[near], above[near], tolerance[near]
-    boundary = np.clip(np.floor(above), 0, _BOUNDARIES - 1)
-    place = above - boundary
-    # groups as large as the average allows; smaller ones if some of them find no way
-    for exponent in range(_largest(2 * tolerance, len(scales)), -1, -1):
-        count = groups(len(scales), exponent)
-        starts = np.searchsorted(active, np.arange(count + 1) * (SMALLEST_GROUP << exponent))
-        ways = _first_free(starts, boundary.astype(np.int64), place, tolerance, places())
-        if ways.min() >= 0:
-            break
-    return exponent, np.maximum(ways, 0)
-
-
-def _largest(chances: NDArray[np.float64], elements: int) -> int:
-    """The exponent of the groups' size at which a group of this slice expects not too many elements in the way."""
-    expected = float(chances.sum()) / elements * SMALLEST_GROUP
-    for exponent in range(1, GROUP_SIZES):
-        if expected * (1 << exponent) > _CROWDED or groups(elements, exponent - 1) == 1:
-            return exponent - 1
-    return GROUP_SIZES - 1
-
-
-@numba.njit("int32[:](int64[::1], int64[::1], float64[::1], float64[::1], float64[:, ::1])",
+@numba.njit("int16[::1](float32[::1], int32[::1], int16[::1], int16[::1], float64[::1], float64[::1])",
             nogil=True, cache=True)  # fmt: skip
-def _first_free(starts, boundary, inside, tolerance, place):  # type: ignore[no-untyped-def]  # numba infers
-    """For each group the first way that has no boundary near any of its elements; -1 where there is none.
+def _indexes(scales, ways, alphabets, step_of, origin, width):  # type: ignore[no-untyped-def]
+    out = np.empty(len(scales), np.int16)
+    groups, steps = len(ways), len(alphabets) - 1
+    at = np.empty((groups, steps), np.uint8)
+    for g in range(groups):
+        for k in range(steps):
+            at[g, k] = place(ways[g], k)
+    g = 0
+    for e in range(len(scales)):
+        if not scales[e] > np.float32(SCALE_MIN):
+            out[e] = alphabets[0]
+        elif scales[e] >= np.float32(SCALE_MAX):
+            out[e] = alphabets[steps]
+        else:
+            above = (math.log(np.float64(scales[e])) - _LOG_MIN) / LOG_STEP
+            i = min(max(int(above), 0), len(step_of) - 1)
+            k = step_of[i]
+            out[e] = alphabets[k + ((above - origin[i]) / width[i] * 256 - 97 > at[g, k])]
+        g = 0 if g == groups - 1 else g + 1
+    return out
 
-    An element lies at `inside` (about 0 to 1) between scale `boundary` and the next.
+
+def scale_indexes(scales: NDArray[np.float32], ways: NDArray[np.int32]) -> NDArray[np.int16]:
+    """σ of one slice, flattened -> the alphabet of each element, given the way of each group.
+
+    Element e belongs to group e mod len(ways). σ that is no number, or below the first scale, has alphabet 0.
     """
-    chosen = np.full(len(starts) - 1, -1, np.int32)
-    last = place.shape[1] - 1
-    for group in range(len(chosen)):
-        for way in range(place.shape[0]):
+    found: NDArray[np.int16] = _indexes(scales, ways, ALPHABETS, _STEP_OF, _FROM, _WIDTH)
+    return found
+
+
+@numba.njit("Tuple((int64[::1], int16[::1], uint64[::1]))(float32[::1], int16[::1], float64[::1], float64[::1])",
+            nogil=True, cache=True)  # fmt: skip
+def _in_the_way(scales, step_of, origin, width):  # type: ignore[no-untyped-def]
+    """The elements that are in the way of a step at some place: the element, the step, and a bit for each place."""
+    elements = np.empty(len(scales), np.int64)
+    steps = np.empty(len(scales), np.int16)
+    blocked = np.empty(len(scales), np.uint64)
+    count = 0
+    for e in range(len(scales)):
+        if not (scales[e] > np.float32(SCALE_MIN) and scales[e] < np.float32(SCALE_MAX)):
+            continue
+        sigma = np.float64(scales[e])
+        above = (math.log(sigma) - _LOG_MIN) / LOG_STEP
+        i = min(max(int(above), 0), len(step_of) - 1)
+        centre = (above - origin[i]) / width[i] * 256 - 97
+        tolerance = (DRIFT * (1 + 1 / sigma) + _ROUNDING) / LOG_STEP / width[i] * 256
+        first, last = max(math.ceil(centre - tolerance), 0), min(math.floor(centre + tolerance), PLACES - 1)
+        if first > last:
+            continue
+        elements[count], steps[count] = e, step_of[i]
+        # bits first … last
+        blocked[count] = (~np.uint64(0) >> np.uint64(63 - (last - first))) << np.uint64(first)
+        count += 1
+    return elements[:count], steps[:count], blocked[:count]
+
+
+@numba.njit("boolean(int64[::1], int16[::1], uint64[::1], int32[::1])", nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _first_free(elements, steps, blocked, ways):  # type: ignore[no-untyped-def]
+    """Fill in the first free way of each group; False where a group has none."""
+    groups = len(ways)
+    taken = np.zeros((groups, _STEPS), np.uint64)
+    for c in range(len(elements)):
+        taken[elements[c] % groups, steps[c]] |= blocked[c]
+    busy = np.empty(_STEPS, np.int64)
+    for g in range(groups):
+        count = 0
+        for k in range(_STEPS):
+            if taken[g, k] == ~np.uint64(0):
+                return False
+            if taken[g, k]:
+                busy[count] = k
+                count += 1
+        way = 0
+        while way < WAYS:
             free = True
-            for e in range(starts[group], starts[group + 1]):
-                k, x, t = boundary[e], inside[e], tolerance[e]
-                if (
-                    abs(x - place[way, k]) <= t
-                    or (k > 0 and x <= t and abs(x + 1 - place[way, k - 1]) <= t)
-                    or (k < last and 1 - x <= t and abs(x - 1 - place[way, k + 1]) <= t)
-                ):
+            for b in range(count):
+                k = busy[b]
+                if (taken[g, k] >> np.uint64(place(way, k))) & np.uint64(1):
                     free = False
                     break
             if free:
-                chosen[group] = way
                 break
-    return chosen
+            way += 1
+        if way == WAYS:
+            return False
+        ways[g] = way
+    return True
 
 
-def groups(elements: int, exponent: int) -> int:
-    """Groups of a slice of so many elements."""
-    return -(-elements // (SMALLEST_GROUP << exponent))
+def choose(scales: NDArray[np.float32]) -> NDArray[np.int32]:
+    """The writer's choice for the σ of one slice, flattened: the way of each group, as few groups as find one.
+
+    Where no way is free, which happens to no photograph, it is way 0, and the checksum of the symbols is all that
+    protects the picture.
+    """
+    elements, steps, blocked = _in_the_way(scales, _STEP_OF, _FROM, _WIDTH)
+    expected = sum(int(b).bit_count() for b in blocked.tolist()) / PLACES
+    groups = max(1, math.ceil(expected / _CROWDED))
+    while groups <= most_groups(len(scales)):
+        ways = np.zeros(groups, np.int32)
+        if _first_free(elements, steps, blocked, ways):
+            return ways
+        groups += 1 + groups // 4
+    return np.zeros(1, np.int32)
 
 
-def scale_indexes(scales: Tensor, exponent: int, ways: NDArray[np.int32]) -> Tensor:
-    """σ of one slice -> the table index of each element, flattened, int16 in 0..63."""
-    flat = scales.flatten()
-    between = torch.bucketize(flat, scale_boundaries().to(flat))  # how many scales of the table lie below σ
-    boundary = (between - 1).clamp_(min=0)
-    group = torch.arange(len(flat), device=flat.device) // (SMALLEST_GROUP << exponent)
-    each = _boundaries()[torch.from_numpy(ways.astype(np.int64))].to(flat)
-    indexes = boundary + (flat > each[group, boundary])
-    return torch.where(between > 0, indexes, 0).to(torch.int16)
+def most_groups(elements: int) -> int:
+    """Of a slice of so many elements; bounds what a hostile file can make a reader allocate."""
+    return max(1, elements // SMALLEST_GROUP)
 
 
-def to_parts(exponent: int, ways: NDArray[np.int32]) -> list[tuple[NDArray[np.int32], NDArray[np.int16]]]:
-    """For the coder: the groups' size, the geometric distribution that suits the ways best, and the ways in it."""
-    mean = max(float(ways.mean()), GUARD_MEANS[0])
-    choice = min(range(len(GUARD_MEANS)), key=lambda k: abs(math.log(GUARD_MEANS[k] / mean)))
-    return [
-        (np.array([exponent, choice], np.int32), np.full(2, FIRST_TABLE, np.int16)),
-        (ways, np.full(len(ways), FIRST_TABLE + 1 + choice, np.int16)),
-    ]
+def to_parts(ways: NDArray[np.int32]) -> list[tuple[NDArray[np.int32], NDArray[np.int16]]]:
+    """For the coder: how many groups, the geometric distribution that suits their ways best, and the ways in it."""
+    mean = math.log2(max(float(ways.mean()), GUARD_MEANS[0]))
+    number = min(round(mean) + 6, MEANS - 1)
+    head = np.array([len(ways) - 1, number], np.int32), np.array([_GROUPS, _NUMBERS], np.int16)
+    if number < _SPLIT:
+        return [head, (ways, _table(number, ways))]
+    high, low = ways >> _SPLIT_BITS, ways & ((1 << _SPLIT_BITS) - 1)
+    return [head, (high, _table(number, ways)), (low, np.full(len(ways), _LOW_BITS, np.int16))]
 
 
-def read(decoder: Decoder, elements: int) -> tuple[int, NDArray[np.int32]]:
+def is_guard(tables: NDArray[np.int16]) -> bool:
+    """Whether a part that was made for the coder, of these tables, is the guard's."""
+    return bool(len(tables)) and _FIRST_TABLE <= tables[0] < _GEOMETRIC + len(GUARD_MEANS)
+
+
+def _table(number: int, ways: NDArray[np.int32] | int) -> NDArray[np.int16]:
+    count = ways if isinstance(ways, int) else len(ways)
+    return np.full(count, _GEOMETRIC + (number if number < _SPLIT else number - _SPLIT_BITS), np.int16)
+
+
+def read(decoder: Decoder, elements: int) -> NDArray[np.int32]:
     """What `choose` chose for a slice of so many elements.
 
     Raises:
         SymbolMismatch: the stream says nothing of the kind.
     """
-    exponent, choice = (int(s) for s in decoder.read(np.full(2, FIRST_TABLE, np.int16)))
-    if not (0 <= exponent < GROUP_SIZES and 0 <= choice < len(GUARD_MEANS)):
-        raise SymbolMismatch("the guard names a distribution or a group size that is none")
-    ways = decoder.read(np.full(groups(elements, exponent), FIRST_TABLE + 1 + choice, np.int16))
+    groups, number = (int(s) for s in decoder.read(np.array([_GROUPS, _NUMBERS], np.int16)))
+    groups += 1
+    if not (1 <= groups <= most_groups(elements) and 0 <= number < MEANS):
+        raise SymbolMismatch("the guard names a distribution or a number of groups that is none")
+    ways = decoder.read(_table(number, groups)).astype(np.int64)
+    if number >= _SPLIT:
+        low = decoder.read(np.full(groups, _LOW_BITS, np.int16))
+        if low.min() < 0 or low.max() >= 1 << _SPLIT_BITS:
+            raise SymbolMismatch("the guard's low bits are none")
+        ways = ways * (1 << _SPLIT_BITS) + low
     if ways.min() < 0 or ways.max() >= WAYS:
-        raise SymbolMismatch("the guard places boundaries in a way that is none")
-    return exponent, ways
+        raise SymbolMismatch("the guard places steps in a way that is none")
+    return ways.astype(np.int32)

@@ -76,9 +76,9 @@ class LatentCoder:
             heartbeat()
             symbols = choose_symbols(y_slices[i] - mean, scale, self._info.rounding)
             with stages("guard"):
-                ways = [guard.choose(row) for row in scale.flatten(1).cpu().numpy()]
-            for one, s, t, way in zip(found, _rows(symbols), _indexes(scale, ways), ways, strict=True):
-                one.parts.extend([*guard.to_parts(*way), (s, t)])
+                for one, s, sigma in zip(found, _rows(symbols), _scales(scale), strict=True):
+                    ways = guard.choose(sigma)
+                    one.parts.extend([*guard.to_parts(ways), (s, guard.scale_indexes(sigma, ways))])
             return symbols + mean
 
         with stages("slices"):
@@ -120,11 +120,12 @@ class LatentCoder:
 
         def code(_: int, mean: Tensor, scale: Tensor) -> Tensor:
             heartbeat()
+            sigmas = _scales(scale)
             with stages("entropy"):
-                ways = [reader.guard(in_slice) for reader in readers]
-            indexes = _indexes(scale, ways)
-            with stages("entropy"):
-                symbols = [reader.symbols(index) for reader, index in zip(readers, indexes, strict=True)]
+                symbols = [
+                    reader.symbols(guard.scale_indexes(sigma, reader.guard(in_slice)))
+                    for reader, sigma in zip(readers, sigmas, strict=True)
+                ]
             if all(reader.error for reader in readers):
                 raise _NothingLeft  # a hostile file costs no more than it must
             return self._symbols_to_device(symbols, mean.shape).to(mean.dtype) + mean
@@ -155,6 +156,6 @@ def _rows(symbols: Tensor) -> list[Symbols]:
     return list(symbols.to(torch.int32).flatten(1).contiguous().cpu().numpy())
 
 
-def _indexes(scales: Tensor, ways: Sequence[tuple[int, NDArray[np.int32]]]) -> list[Indexes]:
-    """The table of each element of a slice, by item of the batch, given each item's guard."""
-    return list(torch.stack([guard.scale_indexes(s, *way) for s, way in zip(scales, ways, strict=True)]).cpu().numpy())
+def _scales(scales: Tensor) -> list[NDArray[np.float32]]:
+    """σ of one slice, by item of the batch, flattened, on the CPU."""
+    return list(scales.float().flatten(1).contiguous().cpu().numpy())

@@ -44,14 +44,14 @@ class Reader:
             f"(weights {self._info.fingerprint}): {mismatch}"
         )
 
-    def guard(self, elements: int) -> tuple[int, NDArray[np.int32]]:
-        """Group size and ways of the next slice, of so many elements."""
+    def guard(self, elements: int) -> NDArray[np.int32]:
+        """The ways of the groups of the next slice, of so many elements."""
         if self._decoder is not None:
             try:
                 return guard.read(self._decoder, elements)
             except SymbolMismatch as mismatch:
                 self._fail(mismatch)
-        return 0, np.zeros(guard.groups(elements, 0), np.int32)
+        return np.zeros(1, np.int32)
 
     def symbols(self, indexes: NDArray[np.int16]) -> NDArray[np.int32]:
         """The next symbols."""

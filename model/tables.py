@@ -26,14 +26,16 @@ SCALE_MIN, SCALE_MAX, SCALE_LEVELS = 0.11, 256.0, 64
 LOG_STEP = (math.log(SCALE_MAX) - math.log(SCALE_MIN)) / (SCALE_LEVELS - 1)
 """Distance of two neighbouring scales of the table in ln σ: 0.123."""
 
-GUARD_MEANS = tuple(2.0 ** (k - 6) for k in range(15))
-"""Means of the geometric distributions that the guard's shifts are written with, 1/64 to 256."""
+GUARD_NUMBERS, GUARD_LOWS = 20, 64
+"""Sizes of the guard's two uniform alphabets."""
+GUARD_MEANS = tuple(2.0 ** (k - 6) for k in range(14))
+"""Means of the geometric distributions that the guard's numbers are written with, 1/64 to 128."""
 
 _GAUSSIAN_REACH = 5.0  # symbols beyond ±5σ are rarer than one count in 65536: they are escaped
 _Z_REACH = 1024
 _Z_TAIL = 0.5 / TOTAL
 _GAUSSIAN_CRC = 0x45D0BBC9  # of the tables as little-endian int32; part of format version 1
-_GUARD_CRC = 0x3C1FB2F0
+_GUARD_CRC = 0xA167CDA6
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,6 @@ def scale_table() -> NDArray[np.float64]:
     return scales
 
 
-def scale_boundaries() -> Tensor:
-    """The table's scales but for the last, float32."""
-    return torch.from_numpy(scale_table()[:-1].astype(np.float32))
-
-
 @functools.cache
 def gaussian_tables() -> Tables:
     """One alphabet for each scale of the table, for symbols round(y - μ)."""
@@ -125,11 +122,11 @@ def gaussian_tables() -> Tables:
 
 @functools.cache
 def guard_tables() -> Tables:
-    """A uniform alphabet over the numbers of the others, then one geometric distribution for each mean."""
-    alphabets = [(0, _quantise(np.linspace(0, 1, len(GUARD_MEANS) + 1, dtype=np.float64)))]
+    """Two uniform alphabets, then one geometric distribution for each mean."""
+    alphabets = [(0, _quantise(np.linspace(0, 1, size + 1, dtype=np.float64))) for size in (GUARD_NUMBERS, GUARD_LOWS)]
     for mean in GUARD_MEANS:
         size = max(2, math.ceil(8 * mean))
-        stays = mean / (1 + mean)  # the chance that a shift is taken, so that the next is looked at
+        stays = mean / (1 + mean)  # the chance that a way is taken, so that the next is looked at
         alphabets.append((0, _quantise(1 - np.array([math.pow(stays, j) for j in range(size + 1)], np.float64))))
     return _checked(_assemble(alphabets), _GUARD_CRC)
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
+from model import guard
+from model.codec import Codec
 from model.latents import code_slices
 from model.network import TCM, pad_to
+from model.pixels import from_pil
 from model.tables import SCALE_MAX, SCALE_MIN
 
 Modules = dict[str, nn.Module]
@@ -156,6 +160,15 @@ def drift(found: list[tuple[str, Run]]) -> Drift:
             difference = (a.outputs[name] - b.outputs[name]).abs() / _size(a.outputs[name])
             modules[name] = max(modules[name], float(difference.max()))
     return Drift(worst, pair, modules)
+
+
+def guard_share(codec: Codec, image: Image.Image) -> float:
+    """The part of an image's file that the guard takes, 0 to 1."""
+    picture = from_pil(image)
+    (whole,) = codec.analyse([picture])
+    without = [part for part in whole.parts if not guard.is_guard(part[1])]
+    size = len(codec.pack(picture, whole))
+    return 1 - len(codec.pack(picture, replace(whole, parts=without))) / size
 
 
 def _size(output: Tensor) -> Tensor:
