@@ -60,7 +60,7 @@ _WIDTH = np.diff(ALPHABETS).astype(np.float64)[_step]
 """Of the step of interval i: the scale below it, and how far the one above is, in steps of the table."""
 
 
-@numba.njit("int64(int64, int64)", nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit("int64(int64, int64)", nogil=True, cache=True)
 def place(way, step):  # type: ignore[no-untyped-def]  # numba infers
     """Where a way has a step, 0 … PLACES - 1."""
     if way == 0:
@@ -132,7 +132,7 @@ def _in_the_way(scales, step_of, origin, width):  # type: ignore[no-untyped-def]
     return elements[:count], steps[:count], blocked[:count]
 
 
-@numba.njit("boolean(int64[::1], int16[::1], uint64[::1], int32[::1])", nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit("boolean(int64[::1], int16[::1], uint64[::1], int32[::1])", nogil=True, cache=True)
 def _first_free(elements, steps, blocked, ways):  # type: ignore[no-untyped-def]
     """Fill in the first free way of each group; False where a group has none."""
     groups = len(ways)
