@@ -18,10 +18,14 @@ class Stages(dict[str, float]):
     """Seconds by stage, in the order of first use: `with stages("g_a"): …` adds to one.
 
     A stage inside another counts for itself alone, so the stages add up to the whole.
+
+    Attributes:
+        spans: first beginning and last end of each stage, of `time.perf_counter`.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.spans: dict[str, tuple[float, float]] = {}
         self._inner = [0.0]  # seconds spent in stages inside the open ones, innermost last
 
     @contextmanager
@@ -33,6 +37,18 @@ class Stages(dict[str, float]):
         try:
             yield
         finally:
-            elapsed = time.perf_counter() - start
+            end = time.perf_counter()
+            elapsed = end - start
             self[name] += elapsed - self._inner.pop()
             self._inner[-1] += elapsed
+            self.spans[name] = (self.spans.get(name, (start, end))[0], end)
+
+    def add(self, name: str, start: float, end: float) -> None:
+        """Put in a stage that was timed elsewhere."""
+        self[name] = end - start
+        self.spans[name] = (start, end)
+
+    def join(self, other: Stages) -> None:
+        """Take over the stages of a part that ran elsewhere: on another thread, or for a whole batch."""
+        self.update(other)
+        self.spans |= other.spans

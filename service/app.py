@@ -1,6 +1,7 @@
 """The composition root: settings -> zoo -> pool -> scheduler -> routes. Everything is made here, nothing is global.
 
-A request passes `Observe` (its id, its log line, its numbers), then `BodyLimit` (bytes), then its handler in `routes/`.
+A request passes `Observe` (its id, its log line, its numbers), `SecurityHeaders`, `Cors` where other origins may call,
+then `BodyLimit` (bytes), then its handler in `routes/`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from model.devices import pick_device
 from model.zoo import Zoo, ZooEntry
 from service import answers, openapi
 from service.context import Context
+from service.cors import Cors
+from service.headers import SecurityHeaders
 from service.health import Health
 from service.keys import Keys
 from service.limits import BodyLimit
@@ -28,6 +31,7 @@ from service.pool import Pool
 from service.routes import decode, encode, metrics, models, page, probes, problems
 from service.scheduler import Scheduler
 from service.settings import Settings
+from service.tracing import OFF, configured
 
 log = structlog.get_logger()
 
@@ -82,24 +86,33 @@ def create_app(settings: Settings) -> FastAPI:
             task.cancel()
         await asyncio.to_thread(context.scheduler.close)
         await asyncio.to_thread(pool.close)
+        if tracing:
+            await tracing.close()
 
+    tracing = configured()
     app = FastAPI(
         title="TCM",
         summary="Learned image compression as a service.",
         description="TCM (CVPR 2023) models behind HTTP. Every error is an RFC 9457 problem, listed at /problems.",
         version=version(),
         openapi_tags=openapi.TAGS,
+        docs_url=None,  # ours, in routes/page.py, needs no other host
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
+        telemetry=tracing.telemetry if tracing else OFF,
         exception_handlers=dict.fromkeys(answers.ANSWERED, _answer),
     )
     app.state.context = context
     for resource in (encode, decode, models, problems, probes, metrics, page):
         app.include_router(resource.router)
+    app.mount("/static/swagger", StaticFiles(directory=page.SWAGGER), name="swagger")
     app.mount("/static", StaticFiles(directory=page.WEB), name="static")
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(Observe, metrics=measured)  # added last, so outermost
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(Observe, metrics=measured, tracing=tracing)  # added last, so outermost
     openapi.complete(app, secured=context.keys is not None)
     return app
 

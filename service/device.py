@@ -70,7 +70,7 @@ class Device:
             return error
         self._metrics.batch(kind.op, len(batch), len(batch) * kind.pixels, stages)
         for item, result in finished:
-            item.stages.update(stages)
+            item.stages.join(stages)
             item.finish(result)
         return None
 

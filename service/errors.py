@@ -116,6 +116,15 @@ class InsufficientScope(Problem):
     status, code = 403, "insufficient-scope"
 
 
+class CrossOriginRefused(Problem):
+    """Pages of this origin may not make this request.
+
+    Origins are allowed by the setting TCM_CORS_ORIGINS; programs other than browsers need none of it.
+    """
+
+    status, code = 403, "cross-origin-refused"
+
+
 class NotFound(Problem):
     """There is nothing at this address."""
 

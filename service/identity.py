@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
+
+from model.stages import Stages
 
 if TYPE_CHECKING:
     from service.errors import Problem
@@ -44,12 +46,13 @@ class Record:
 
     Attributes:
         request_id: echoed to the client, in every log line and every problem.
-        trace_id: of the caller's trace, where it sent one.
+        trace_id: of the caller's trace, where it sent one, or of ours, where requests are traced.
         key: the caller's, once it was found valid.
         model: that the request was served with.
         bytes_in: of the body read so far.
         bytes_out: of the answer sent so far.
         problem: that it was answered with.
+        stages: where its time went.
     """
 
     request_id: str
@@ -59,6 +62,7 @@ class Record:
     bytes_in: int = 0
     bytes_out: int = 0
     problem: Problem | None = None
+    stages: Stages = field(default_factory=Stages)
 
     @staticmethod
     def of(scope: Scope) -> Record:

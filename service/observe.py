@@ -5,26 +5,27 @@ from __future__ import annotations
 import time
 
 import structlog
+from opentelemetry import trace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.answers import answer
 from service.identity import REQUEST_ID_HEADER, Record, request_id, trace_id
 from service.metrics import Metrics
+from service.tracing import QUIET, Tracing, current
 
 log = structlog.get_logger()
 
 UNMATCHED = "unmatched"
 # any other method shares one label, which must not grow with what clients invent
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-_QUIET = {"/livez", "/readyz", "/startupz", "/healthz", "/v2/health/live", "/v2/health/ready", "/metrics"}
 
 
 class Observe:
     """ASGI middleware around everything else; also the last resort for an unexpected exception."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
+        self.app, self.metrics, self.tracing = app, metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request, and account for it."""
@@ -34,6 +35,10 @@ class Observe:
         start = time.perf_counter()
         headers = Headers(scope=scope)
         record = Record(request_id(headers), trace_id(headers))
+        span = current(scope) if self.tracing else None
+        if span:
+            record.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
+            span.set_attribute("http.request.header.x-request-id", [record.request_id])
         scope.setdefault("state", {})["record"] = record
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=record.request_id)
@@ -58,6 +63,8 @@ class Observe:
             await response(scope, receive, identified)
         finally:
             self._account(scope, record, status, time.perf_counter() - start)
+            if self.tracing and span:
+                self.tracing.stages(span, record.stages)
 
     def _account(self, scope: Scope, record: Record, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", UNMATCHED)
@@ -80,5 +87,5 @@ class Observe:
             "model": record.model,
             "problem": record.problem.code if record.problem else None,
         }
-        write = log.debug if route in _QUIET and code < 400 else log.info
+        write = log.debug if route in QUIET and code < 400 else log.info
         write("request", **{key: value for key, value in line.items() if value is not None})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import MEDIA_TYPE, MalformedRequest
+from service.headers import DEFAULTS
 from service.identity import REQUEST_ID_HEADER, new_request_id
 
 
@@ -20,7 +21,8 @@ class Protocol(HttpToolsProtocol):
             f"Content-Type: {MEDIA_TYPE}\r\n"
             f"Content-Length: {len(body)}\r\n"
             f"{REQUEST_ID_HEADER}: {request_id}\r\n"
-            "Connection: close\r\n\r\n"
+            + "".join(f"{name}: {value}\r\n" for name, value in DEFAULTS.items())
+            + "Connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
         self.transport.close()

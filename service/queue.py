@@ -89,7 +89,7 @@ class Queue:
             room = max(1, min(self.max_items, self.max_pixels // oldest.kind.pixels))
             batch = list(islice((item for item in self._waiting if item.kind == oldest.kind), room))
             for item in batch:
-                item.stages["queue"] = self._leave(item)
+                item.stages.add("queue", item.since, item.since + self._leave(item))
         return [item for item in batch if item.future.set_running_or_notify_cancel()]
 
     def clear(self) -> None:

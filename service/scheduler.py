@@ -143,7 +143,7 @@ class Scheduler:
         try:
             yield timed
         finally:
-            stages.update(timed)
+            stages.join(timed)
             self._metrics.stages(op, timed)
 
     def close(self) -> None:

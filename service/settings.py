@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import BeforeValidator, ByteSize, Field, PositiveInt
+from pydantic import BeforeValidator, ByteSize, Field, PositiveInt, StringConstraints
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
 PREFIX = "TCM_"
@@ -20,6 +20,9 @@ def _split(value: object) -> object:
     if not isinstance(value, str):
         return value
     return json.loads(value) if value.lstrip().startswith("[") else [part.strip() for part in value.split(",") if part]
+
+
+_Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[A-Za-z0-9.\-\[\]:]+)$", to_lower=True)]
 
 
 class Settings(BaseSettings):
@@ -92,6 +95,11 @@ class Settings(BaseSettings):
         False,
         description="Whether /metrics asks for a key with the scope `metrics`. Probes are always open.",
     )
+    cors_origins: Annotated[tuple[_Origin, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (),
+        description="Origins whose pages may call the service from a browser, e.g. https://example.org, separated by "
+        "commas (or a JSON list); * for any. By default none but its own.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severity that is logged; probes and /metrics log at debug."
     )
@@ -123,7 +131,7 @@ def table() -> str:
 
 
 def _shown(default: object) -> str:
-    if default is None:
+    if default is None or default == ():
         return ""
     if isinstance(default, ByteSize):
         return f"`{default.human_readable().removesuffix('.0')}`".replace(".0", "")

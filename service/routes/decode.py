@@ -9,7 +9,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from model.container import MEDIA_TYPE
-from model.stages import Stages
 from service import auth, errors, negotiation, openapi
 from service.context import Here
 from service.identity import Record
@@ -68,7 +67,7 @@ async def decode(
 ) -> Response:
     """Send a .tcm bitstream, raw or as the form field `file`; get an image of exactly the original's size."""
     record = Record.of(request.scope)
-    stages = Stages()
+    stages = record.stages
     async with Lifetime(request, seconds(here, timeout_ms)) as lifetime:
         upload = await read_upload(request, [MEDIA_TYPE], here.settings.max_body_bytes)
         lifetime.ends_with_client()
@@ -85,6 +84,5 @@ async def decode(
             "TCM-Model": entry.name,
             "Content-Disposition": disposition("inline", f"{upload.stem}.{wanted.name}"),
             "Server-Timing": server_timing(stages),
-            "X-Content-Type-Options": "nosniff",
         },
     )

@@ -9,7 +9,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from model.container import MEDIA_TYPE
-from model.stages import Stages
 from model.zoo import ZooEntry
 from service import auth, errors, openapi
 from service.context import Context, Here
@@ -76,7 +75,7 @@ async def encode(
     entry = _choose(here, model, quality)
     record = Record.of(request.scope)
     record.model = entry.name
-    stages = Stages()
+    stages = record.stages
     async with Lifetime(request, seconds(here, timeout_ms)) as lifetime:
         upload = await read_upload(request, ["image/*"], here.settings.max_body_bytes)
         lifetime.ends_with_client()
@@ -90,7 +89,6 @@ async def encode(
             "TCM-Bits-Per-Pixel": f"{encoded.bits_per_pixel:.4f}",
             "Content-Disposition": disposition("attachment", f"{upload.stem}.tcm"),
             "Server-Timing": server_timing(stages),
-            "X-Content-Type-Options": "nosniff",
         },
     )
 

@@ -16,9 +16,12 @@ async function listModels() {
   }
 }
 
-async function ask(path, options) {
-  const response = await fetch(path, options);
+async function ask(path, options = {}) {
+  const key = $("key").value.trim();
+  const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
+  const response = await fetch(path, { ...options, headers });
   if (response.ok) return response;
+  if (response.status === 401 || response.status === 403) $("locked").hidden = false;
   const problem = await response.json().catch(() => ({ title: response.statusText, detail: "" }));
   throw new Error(`${problem.title}: ${problem.detail}`);
 }
@@ -123,4 +126,16 @@ for (const name of ["dragleave", "drop"]) {
 }
 $("drop").addEventListener("drop", (event) => { event.preventDefault(); choose(event.dataTransfer.files); });
 
-listModels().catch((error) => { $("error").textContent = error.message; $("error").hidden = false; });
+async function start() {
+  $("error").hidden = true;
+  try {
+    if (!$("model").options.length) await listModels();
+    await compress();
+  } catch (error) {
+    $("error").textContent = error.message;
+    $("error").hidden = false;
+  }
+}
+
+$("key").addEventListener("change", start);
+start();

@@ -17,7 +17,8 @@ import pytest
 
 from service import keys
 from service.keys import Scope
-from tests.service.conftest import Server, assert_problem, start, wait_for
+from tests.service.browser import visit
+from tests.service.conftest import DATA, Server, assert_problem, start, wait_for
 
 TCM = Path(sys.executable).with_name("tcm")
 TINY = "tcm-tiny-mse-0.01"
@@ -301,3 +302,16 @@ def test_it_does_not_start_without_its_keys(settings: dict[str, str], named: str
     )  # fmt: skip
     assert result.returncode == 2
     assert named in result.stderr
+
+
+def test_the_page_asks_for_a_key(guarded: Server, ours: dict[str, str]) -> None:
+    with visit(guarded.url + "/") as seen:
+        page = seen.page
+        page.wait_for_selector("#locked:not([hidden])")
+        page.fill("#key", ours["all"])
+        page.dispatch_event("#key", "change")
+        page.wait_for_selector("#model option", state="attached")
+        photo = {"name": "p.png", "mimeType": "image/png", "buffer": (DATA / "photo.png").read_bytes()}
+        page.set_input_files("#file", photo)
+        page.locator("#psnr", has_text="dB").wait_for(timeout=60_000)
+        assert seen.elsewhere(guarded.url) == []

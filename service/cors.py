@@ -1,0 +1,48 @@
+"""Which pages of other origins may call the service from a browser; none by default."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from service.errors import CrossOriginRefused
+
+_METHODS = ("GET", "HEAD", "POST", "DELETE")
+_REQUEST_HEADERS = (
+    "Authorization", "If-Match", "If-None-Match", "Range", "X-API-Key", "X-Request-ID", "traceparent", "tracestate",
+)  # fmt: skip
+_RESPONSE_HEADERS = (
+    "Content-Digest", "Content-Disposition", "Content-Range", "ETag", "Location", "Retry-After", "Server-Timing",
+    "TCM-Bits-Per-Pixel", "TCM-Model", "WWW-Authenticate", "X-Request-ID",
+)  # fmt: skip
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, whose refusals are problems like any other. No cookies are ever asked for."""
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=_METHODS,
+            allow_headers=_REQUEST_HEADERS,
+            expose_headers=_RESPONSE_HEADERS,
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a browser that asks first.
+
+        Raises:
+            CrossOriginRefused: the origin, the method or a header is none that is allowed.
+        """
+        response = super().preflight_response(request_headers)
+        if response.status_code >= 400:
+            wrong = bytes(response.body).decode().removeprefix("Disallowed CORS ")
+            raise CrossOriginRefused(
+                f"not allowed from this origin: {wrong}", headers={"Vary": response.headers["vary"]}
+            )
+        return response

@@ -1,0 +1,124 @@
+"""The pages in a real browser: they work, complain of nothing, and ask no other server for anything."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from service.headers import DEFAULTS
+from tests.service.browser import visit
+from tests.service.conftest import MODEL, Server, assert_problem, start
+
+OURS, OTHER = "https://app.example.org", "https://evil.example"
+
+
+def test_a_photograph_is_dropped_on_the_page(server: Server, photo_file: bytes) -> None:
+    with visit(server.url + "/") as seen:
+        page = seen.page
+        page.wait_for_selector("#model option", state="attached")
+        assert page.input_value("#model") == MODEL
+        dropped = page.evaluate_handle(
+            """data => {
+                const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+                const transfer = new DataTransfer();
+                transfer.items.add(new File([bytes], "photo.png", { type: "image/png" }));
+                return transfer;
+            }""",
+            base64.b64encode(photo_file).decode(),
+        )
+        page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+        page.locator("#psnr", has_text="dB").wait_for(timeout=60_000)
+        assert page.text_content("#pixels") == "384 × 256"
+        assert float(page.text_content("#psnr").removesuffix(" dB")) > 24
+        assert 0 < float(page.text_content("#bpp")) < 4
+        assert page.get_attribute("#download", "download") == "photo.tcm"
+        assert page.is_hidden("#error")
+        assert page.is_hidden("#locked")
+        page.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"no image"})
+        page.wait_for_selector("#error:not([hidden])")
+        assert "image" in page.text_content("#error")
+        refused = "Failed to load resource: the server responded with a status of 415"
+        assert [e for e in seen.errors if not e.startswith(refused)] == []
+        assert seen.elsewhere(server.url) == []
+
+
+def test_the_api_page_needs_no_other_server(server: Server) -> None:
+    operations = sum(len(item) for item in server.client.get("/openapi.json").json()["paths"].values())
+    with visit(server.url + "/docs") as seen:
+        page = seen.page
+        page.wait_for_selector(".opblock")
+        assert page.locator(".opblock").count() == operations
+        listing = page.locator("#operations-models-models_v1_models_get")
+        listing.locator(".opblock-summary-control").click()
+        listing.get_by_text("Try it out").click()
+        listing.get_by_text("Execute", exact=True).click()
+        page.wait_for_selector(".live-responses-table")
+        assert MODEL in page.text_content(".live-responses-table")
+        assert seen.errors == []
+        assert seen.elsewhere(server.url) == []
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/app.js", "/livez", "/metrics", "/nowhere", "/v1/models"])
+def test_every_answer_has_the_headers(server: Server, path: str) -> None:
+    for headers in (server.client.get(path).headers, server.client.request("BREW", path).headers):
+        assert headers.keys() >= {name.lower() for name in DEFAULTS}
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+
+
+def test_other_origins_are_told_nothing_by_default(server: Server) -> None:
+    answer = server.client.get("/v1/models", headers={"Origin": OTHER})
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    asked = {"Origin": OTHER, "Access-Control-Request-Method": "POST"}
+    assert_problem(server.client.options("/v1/encode", headers=asked), 405, "method-not-allowed")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that pages of one other origin may call."""
+    folder = tmp_path_factory.mktemp("shared")
+    running = start(folder, model_dir=folder, preload="none", cors_origins=OURS)
+    yield running
+    assert running.stop() == 0
+
+
+def test_an_origin_that_is_allowed(shared: Server) -> None:
+    asked = {
+        "Origin": OURS,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, content-type, x-request-id",
+    }
+    before = shared.client.options("/v1/encode", headers=asked)
+    assert before.status_code == 200
+    assert before.headers["access-control-allow-origin"] == OURS
+    assert "access-control-allow-credentials" not in before.headers
+    for path, status in (("/v1/models", 200), ("/nowhere", 404)):
+        answer = shared.client.get(path, headers={"Origin": OURS})
+        assert answer.status_code == status
+        assert answer.headers["access-control-allow-origin"] == OURS
+        assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+        assert "Origin" in answer.headers["vary"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({"Origin": OTHER, "Access-Control-Request-Method": "POST"}, "origin"),
+        ({"Origin": OURS, "Access-Control-Request-Method": "PATCH"}, "method"),
+        (
+            {"Origin": OURS, "Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "x-other"},
+            "headers",
+        ),
+    ],
+)
+def test_what_is_not_allowed(shared: Server, headers: dict[str, str], named: str) -> None:
+    problem = assert_problem(shared.client.options("/v1/encode", headers=headers), 403, "cross-origin-refused")
+    assert named in str(problem["detail"])
+
+
+def test_the_answer_to_another_origin_cannot_be_read(shared: Server) -> None:
+    answer = httpx.get(f"{shared.url}/v1/models", headers={"Origin": OTHER})
+    assert "access-control-allow-origin" not in answer.headers
