@@ -97,6 +97,9 @@ def train(
     init_from: Annotated[Path | None, typer.Option(help="Start from this model; another λ's is rescaled.")] = None,
     fit_synthesis: Annotated[bool, typer.Option(help="Fit g_s by least squares first.")] = False,
     balance: Annotated[float, typer.Option(help="Rates by what each layer bears; 0: one rate for all.")] = 0.0,
+    rates_from: Annotated[
+        Path | None, typer.Option(help="Rates by layer that another run measured: its rates.json.")
+    ] = None,
     part: Annotated[
         Part, typer.Option(help="What learns; `coarse` and `entropy` need a block-transform start.")
     ] = Part.all,
@@ -156,6 +159,7 @@ def train(
             clip=clip,
             average=average,
             balance=balance,
+            rates_from=rates_from,
             start=start.value,
             init_from=init_from,
             fit_synthesis=fit_synthesis,

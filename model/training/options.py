@@ -36,6 +36,7 @@ class Options:
         clip: largest norm of the gradient.
         average: decay of the moving average of the weights.
         balance: rates by layer and latent channel (see `rates`), or 0: one rate for all, as in the paper.
+        rates_from: take the rates by layer from this file (`rates.json` of another run) instead of measuring them.
         start: random initial weights, or the block transform (see `start`).
         init_from: a model file to start from instead, of the same widths; another λ's is rescaled.
         fit_synthesis: before the first step, fit g_s by least squares (see `regress`).
@@ -75,6 +76,7 @@ class Options:
     clip: float = 1.0
     average: float = 0.998
     balance: float = 0.0
+    rates_from: Path | None = None
     start: Start = "random"
     init_from: Path | None = None
     fit_synthesis: bool = False

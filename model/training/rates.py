@@ -9,9 +9,11 @@ channel's deviation, what writes μ and σ by the rate times it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +68,18 @@ def bearable_rates(net: nn.Module, loss: Callable[[], float], balance: float, lr
     for name, parameters in layers.items():
         bearable = balance * _probe(parameters, loss, rest) * (_LATENT_FACTOR if name in _LATENT_LAYERS else 1)
         rates[name] = min(bearable, 4 * lr if name == last_analysis else lr)
+    return rates
+
+
+def read_rates(path: Path) -> dict[str, float]:
+    """Rates by layer that a run has written.
+
+    Raises:
+        ValueError: the file holds anything else.
+    """
+    rates = json.loads(path.read_text())
+    if not isinstance(rates, dict) or not all(isinstance(rate, float) and 0 <= rate < 1 for rate in rates.values()):
+        raise ValueError(f"{path}: not the rates of a run")
     return rates
 
 

@@ -7,6 +7,7 @@ options ──> setup ──> [ step, step, step … ] ──> finish ──> a 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import signal
@@ -33,7 +34,7 @@ from model.training.options import Options
 from model.training.prior import prior_loss
 from model.training.progress import Reporter
 from model.training.quantiles import settle_quantiles
-from model.training.rates import ChannelRates, bearable_rates, channel_rates, parameter_groups
+from model.training.rates import ChannelRates, bearable_rates, channel_rates, parameter_groups, read_rates
 from model.training.schedule import Schedule
 from model.training.setup import loading_processes, make_net, make_view, shut_gates
 from model.training.validate import load_validation, validate
@@ -89,13 +90,13 @@ def _prepare(options: Options, place: Place, training: list[Path]) -> _Run:
     view = make_view(net, options)
     for network in (net, view):
         place.prepare(network)
-    view = place.lower(view)
-    channels, rates = _balance(options, place, view, training) if options.balance else (None, {})
+    lowered = place.lower(view)
+    channels, rates = _balance(options, place, view, lowered, training) if options.balance else (None, {})
     run = _Run(
         options=options,
         place=place,
         net=net,
-        view=view.train(),
+        view=lowered.train(),
         main=Adam(parameter_groups(view, options.lr, rates), fused=True),
         auxiliary=Adam([net.entropy_bottleneck.quantiles], lr=options.lr_aux),
         average=Average(net, options.average),
@@ -108,21 +109,35 @@ def _prepare(options: Options, place: Place, training: list[Path]) -> _Run:
 
 
 def _balance(
-    options: Options, place: Place, view: TCM, photographs: list[Path]
+    options: Options, place: Place, view: TCM, lowered: TCM, photographs: list[Path]
 ) -> tuple[ChannelRates, dict[str, float]]:
-    """Rates by channel and by layer, measured on a few crops with the weights that the run starts from."""
+    """Rates by channel and by layer, measured on a few crops with the weights that the run starts from.
+
+    `view` has the names of its layers, `lowered` computes.
+    """
     sample = Crops(photographs, options.crop, options.seed)
     x = place.put(torch.stack([sample[i] for i in range(16)]))
     settle_quantiles(view.entropy_bottleneck)
-    view.eval()
+    lowered.eval()
 
     def loss() -> float:
-        return float(rate_distortion(view(x[:3]), x[:3], options.lmbda, options.metric).total)
+        return float(rate_distortion(lowered(x[:3]), x[:3], options.lmbda, options.metric).total)
 
     with torch.no_grad():
-        channels = channel_rates(view, view.g_a(x))
-    rates = bearable_rates(view, loss, options.balance, options.lr) if options.part != "entropy" else {}
-    return channels, dict(zip(rates, place.mean(list(rates.values())), strict=True))
+        channels = channel_rates(view, lowered.g_a(x))
+    if options.part == "entropy":
+        return channels, {}
+    measured = options.save / "rates.json"
+    known = measured if options.resume and measured.exists() else options.rates_from
+    if known is not None:
+        rates = read_rates(known)
+    else:
+        rates = bearable_rates(view, loss, options.balance, options.lr)
+        rates = dict(zip(rates, place.mean(list(rates.values())), strict=True))
+    if place.first:
+        measured.parent.mkdir(parents=True, exist_ok=True)
+        measured.write_text(json.dumps(rates, indent=1))
+    return channels, rates
 
 
 def _schedule(options: Options, photographs: int, place: Place) -> Schedule:
