@@ -20,6 +20,7 @@ from packaging.markers import Marker
 
 HERE = Path(__file__).parent
 LOCK = HERE / "requirements.lock"
+EXTRAS = ("otlp",)  # those of pyproject.toml that settings of the service can call for
 OLDEST = "python_full_version >= '3.11'"
 IMAGES = [
     {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": machine}
@@ -41,6 +42,7 @@ def resolve(*, upgrade: bool) -> list[dict]:
         present.write_text("" if upgrade or not LOCK.exists() else pins(LOCK.read_text()))
         command = [
             sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11",
+            *(f"--extra={extra}" for extra in EXTRAS),
             "--constraints", present, "--format", "pylock.toml", "--output-file", answer,
             HERE.parent / "pyproject.toml", HERE / "requirements.in",
         ]  # fmt: skip

@@ -10,12 +10,20 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import typer
 
-from model.commands import coding, models
+_GROUP = "tcm.commands"
+_OWN = [
+    EntryPoint("encode", "model.commands.coding:encode", _GROUP),
+    EntryPoint("decode", "model.commands.coding:decode", _GROUP),
+    EntryPoint("info", "model.commands.coding:info", _GROUP),
+    EntryPoint("models", "model.commands.models:models", _GROUP),
+    EntryPoint("import", "model.commands.models:import_", _GROUP),
+    EntryPoint("pull", "model.commands.models:pull", _GROUP),
+]
 
 app = typer.Typer(
     name="tcm",
@@ -25,12 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=(__doc__ or "").split("\n\n", 1)[-1].replace("\n", " "),
 )
-app.command()(coding.encode)
-app.command()(coding.decode)
-app.command()(coding.info)
-app.command()(models.models)
-app.command("import")(models.import_)
-app.command()(models.pull)
+app.callback()(lambda: None)  # a tool of several commands, even where only one is loaded
 
 
 def _join(name: str, command: Callable[..., Any] | typer.Typer) -> None:
@@ -44,9 +47,9 @@ def _join(name: str, command: Callable[..., Any] | typer.Typer) -> None:
 
 
 def main() -> None:
-    """The `tcm` program."""
-    points = {point.name: point for point in entry_points(group="tcm.commands")}
-    asked = sys.argv[1] if len(sys.argv) > 1 else None
-    for name in [asked] if asked in points else list(points):  # `tcm healthcheck` runs every few seconds
+    """The `tcm` program. Loads the command that is asked for, and all of them for help: a health check is quick."""
+    points = {point.name: point for point in [*_OWN, *entry_points(group=_GROUP)]}
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    for name in [asked] if asked in points else points:
         _join(name, points[name].load())
     app()

@@ -1,4 +1,7 @@
-"""`tcm healthcheck`: what a container engine asks from inside the container. No torch, one request, one exit code."""
+"""`tcm healthcheck`: what a container engine asks from inside the container, every few seconds.
+
+One request, one exit code, and next to nothing imported: not even the settings.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,17 @@ from typing import Annotated
 
 import typer
 
-from service.settings import Settings
-
 UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # what it listens on: where it is asked
 
 
 def healthcheck(
     live: Annotated[bool, typer.Option("--live", help="Ask whether it is alive, not whether it is ready.")] = False,
-    host: Annotated[str | None, typer.Option(help="Else TCM_HOST.", show_default=False)] = None,
-    port: Annotated[int | None, typer.Option(help="Else TCM_PORT.", show_default=False)] = None,
+    host: Annotated[str, typer.Option(envvar="TCM_HOST", help="As of the service.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="TCM_PORT", help="As of the service.")] = 8000,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds.")] = 3.0,
 ) -> None:
     """Ask the service of this machine whether it is ready. Exit code 0: it is; 1: it is not, and one line says why."""
-    settings = Settings.from_arguments([])
-    host = settings.host if host is None else host
-    reason = ask(
-        UNSPECIFIED.get(host, host),
-        settings.port if port is None else port,
-        "/livez" if live else "/readyz",
-        timeout,
-    )
+    reason = ask(UNSPECIFIED.get(host, host), port, "/livez" if live else "/readyz", timeout)
     if reason is not None:
         sys.stderr.write(f"tcm healthcheck: {reason}\n")
         raise typer.Exit(1)

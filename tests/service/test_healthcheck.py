@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from inspect import signature
 from threading import Thread
 
 import pytest
 
 from service import errors
+from service.commands.healthcheck import healthcheck as command
+from service.settings import Settings
 from tests.service.conftest import Server
 
 RUN = "from model.cli import main; import sys; sys.argv[0] = 'tcm'; main()"
@@ -30,14 +33,22 @@ def test_a_server_that_is_ready(server: Server, options: list[str]) -> None:
     result = healthcheck(*options, TCM_PORT=port, TCM_HOST="0.0.0.0")
     assert (result.returncode, said(result), result.stdout) == (0, [], "")
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert "service.settings" in imported
-    assert not imported & {"torch", "numba", "fastapi"}, "a probe that runs every few seconds imports little"
+    assert "http.client" in imported
+    assert not imported & {"torch", "numpy", "service.settings", "rich.progress"}, (
+        "what runs every few seconds imports little"
+    )
 
 
 def test_nobody_listens() -> None:
     result = healthcheck("--port", "1")
     assert result.returncode == 1
     assert said(result) == ["tcm healthcheck: 127.0.0.1:1/readyz: [Errno 111] Connection refused"]
+
+
+def test_it_asks_where_the_service_listens_by_default() -> None:
+    defaults = {name: parameter.default for name, parameter in signature(command).parameters.items()}
+    for name in ("host", "port"):
+        assert defaults[name] == Settings.model_fields[name].default
 
 
 class NotYet(BaseHTTPRequestHandler):
