@@ -70,6 +70,16 @@ def shorten(net: TCM, stages: int, *, attention: bool = True) -> TCM:
     return short
 
 
+def shortest(net: TCM, *, attention: bool = True) -> TCM:
+    """The shortest way through a network that its outer stages allow: those that are still linear are short-cut."""
+    for stages in (2, 1):
+        try:
+            return shorten(net, stages, attention=attention)
+        except ValueError:
+            continue
+    return shorten(net, 0, attention=attention)
+
+
 def _ungated(attentions: nn.ModuleList) -> nn.ModuleList:
     return nn.ModuleList(
         nn.Sequential(conv_of(block, "0.in_conv"), conv_of(block, "0.out_conv")) for block in attentions

@@ -95,6 +95,9 @@ def train(
         typer.Option("--start-from", "--start", help="What an untrained network is; torchrun needs the long name."),
     ] = StartFrom.random,
     init_from: Annotated[Path | None, typer.Option(help="Start from this model; another λ's is rescaled.")] = None,
+    spread: Annotated[
+        bool, typer.Option(help="Deal y's channels out to the slices anew, few strong ones first; slices learn again.")
+    ] = False,
     fit_synthesis: Annotated[bool, typer.Option(help="Fit g_s by least squares first.")] = False,
     balance: Annotated[float, typer.Option(help="Rates by what each layer bears; 0: one rate for all.")] = 0.0,
     rates_from: Annotated[
@@ -162,6 +165,7 @@ def train(
             rates_from=rates_from,
             start=start.value,
             init_from=init_from,
+            spread=spread,
             fit_synthesis=fit_synthesis,
             part=part.value,
             rounding=rounding,

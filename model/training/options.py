@@ -39,6 +39,7 @@ class Options:
         rates_from: take the rates by layer from this file (`rates.json` of another run) instead of measuring them.
         start: random initial weights, or the block transform (see `start`).
         init_from: a model file to start from instead, of the same widths; another λ's is rescaled.
+        spread: deal the channels of y out to the slices by strength, few strong ones first (see `spread`).
         fit_synthesis: before the first step, fit g_s by least squares (see `regress`).
         part: "all"; "entropy": transforms frozen; "coarse" and "middle": the two outer stages or the
             outermost one short-cut, the rest learns.
@@ -79,6 +80,7 @@ class Options:
     rates_from: Path | None = None
     start: Start = "random"
     init_from: Path | None = None
+    spread: bool = False
     fit_synthesis: bool = False
     part: Part = "all"
     rounding: float | None = None

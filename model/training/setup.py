@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from model.checkpoint import fill, read_info, read_state_dict
 from model.errors import CheckpointMismatch, CheckpointUnreadable
 from model.network import TCM
-from model.training.coarse import shorten
+from model.training.coarse import shorten, shortest
 from model.training.data import Crops
 from model.training.device import Place
 from model.training.layers import bias_of, conv_of
 from model.training.options import Options
 from model.training.regress import fit_synthesis
 from model.training.rescale import rescale_for
+from model.training.spread import spread_latents
 from model.training.start import GATE, LEAST_DEVIATION, block_transform
 from model.training.widen import widen_latents
 
-_SHORTCUTS = {"all": 0, "middle": 1, "coarse": 2, "entropy": 2}
+_SHORTCUTS = {"all": 0, "middle": 1, "coarse": 2}
 """Outer stages of g_a and g_s that each part leaves out."""
 _SHUT = -30.0  # a gate's bias: sigmoid 1e-13
 _SAMPLE_SEED = 99
@@ -35,27 +36,30 @@ def make_net(options: Options, photographs: list[Path]) -> TCM:
         net = fill(read_state_dict(options.init_from))
         if (lmbda := _lambda_of(options.init_from)) is not None and options.metric == "mse":
             rescale_for(net, lmbda, options.lmbda)
-        if net.config != options.config:
+        if (net.config.M, net.config.slices) != (options.config.M, options.config.slices):
             net = _widened(net, options, photographs)
+        if options.spread:
+            net = _spread(net, options, photographs)
+        if net.config != options.config:
+            raise CheckpointMismatch(f"{options.init_from}: has other widths than asked for: {net.config.to_json()}")
         if options.attention:
             open_gates(net)
     else:
         net = TCM(config=options.config)
         if options.start == "block-transform":
             block_transform(net, torch.cat(list(_sample(options, photographs))), options.lmbda)
+            if options.spread:
+                net = _spread(net, options, photographs)
     net.rounding = options.rounding
     if options.fit_synthesis:
-        view = shorten(net.eval(), _SHORTCUTS["coarse"], attention=options.attention)
+        view = shortest(net.eval(), attention=options.attention)
         fit_synthesis(view, _sample(options, photographs))
     return net.train()
 
 
 def _widened(old: TCM, options: Options, photographs: list[Path]) -> TCM:
     """A network of the wanted M and slices that knows what `old` knows; every other width must be the same."""
-    wanted = dataclasses.replace(old.config, M=options.config.M, slices=options.config.slices)
-    if wanted != options.config:
-        raise CheckpointMismatch(f"{options.init_from}: has other widths than asked for: {old.config.to_json()}")
-    new = TCM(config=wanted)
+    new = TCM(config=dataclasses.replace(old.config, M=options.config.M, slices=options.config.slices))
     crops = torch.cat(list(_sample(options, photographs)))
     block_transform(new, crops, options.lmbda)
     with torch.no_grad():
@@ -64,10 +68,22 @@ def _widened(old: TCM, options: Options, photographs: list[Path]) -> TCM:
     return new
 
 
+@torch.no_grad()
+def _spread(old: TCM, options: Options, photographs: list[Path]) -> TCM:
+    """The same network with the channels of y dealt out anew to the slices, which have to learn again."""
+    new = TCM(config=dataclasses.replace(old.config, max_support=options.config.max_support))
+    view = make_view(old.eval(), options)
+    y = torch.cat([view.g_a(part) for part in _sample(options, photographs)])
+    spread_latents(old, new, y)
+    return new
+
+
 def make_view(net: TCM, options: Options) -> TCM:
     """What is trained: the network, or a shorter way through it that shares its parameters."""
     if options.part == "all" and options.attention:
         return net
+    if options.part == "entropy":  # g_a only answers: as short as what has learnt allows
+        return shortest(net, attention=options.attention)
     return shorten(net, _SHORTCUTS[options.part], attention=options.attention)
 
 

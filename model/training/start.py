@@ -84,7 +84,7 @@ def block_transform(net: TCM, images: Tensor, lmbda: float) -> None:
     for block in (*net.g_a.modules(), *net.g_s.modules()):
         if isinstance(block, MixedBlock):
             _clear(block.conv1_2)
-    _set_priors(net, signal * gain.view(1, -1, 1, 1))
+    set_priors(net, signal * gain.view(1, -1, 1, 1))
 
 
 def _principal(signal: Tensor, width: int, last_step: float | None) -> _Stage:
@@ -156,7 +156,7 @@ def _set_up(block: nn.Module, stage: _Stage, gain_in: Tensor, offset: Tensor | N
         subpel.bias[: 4 * channels] = offset.repeat_interleave(4)
 
 
-def _set_priors(net: TCM, y: Tensor) -> None:
+def set_priors(net: TCM, y: Tensor) -> None:
     """Fit the entropy model to the scale of y, whose channels range from a fraction of a step to dozens.
 
     What reads y sees every channel at unit scale; μ and σ start at each channel's mean (zero) and deviation; the

@@ -9,7 +9,7 @@ import torch
 from model.attention import WindowAttention, naive_attention
 from model.network import TCM
 from model.rounding import NOMINAL
-from model.training.coarse import shorten
+from model.training.coarse import shorten, shortest
 from model.training.data import Crops, Indexes, find_images, split_validation
 from model.training.device import Place
 from model.training.loss import rate_distortion
@@ -17,6 +17,7 @@ from model.training.quantiles import settle_quantiles
 from model.training.regress import fit_synthesis
 from model.training.rescale import rescale_latents
 from model.training.schedule import Schedule
+from model.training.spread import spread_latents, spread_order
 from model.training.start import block_transform, quantiser_step
 from model.training.widen import widen_latents
 from tests.training.conftest import SMALL
@@ -95,6 +96,13 @@ def test_no_short_cut_through_stages_that_have_learnt():
         shorten(TCM(config=SMALL).eval(), 2)
 
 
+def test_the_shortest_way_leaves_out_what_is_still_linear(started):
+    assert len(shortest(started).g_a) < len(shorten(started, 1).g_a)
+    with torch.no_grad():
+        started.g_a[SMALL.depth + 2].conv1_2.weight.normal_()
+    assert len(shortest(started).g_a) == len(shorten(started, 1).g_a)
+
+
 def test_least_squares_improve_the_synthesis(started, photographs):
     x = crops_of(photographs)
     with torch.no_grad():
@@ -126,6 +134,28 @@ def test_a_wider_network_knows_what_the_narrow_one_knew(started, photographs):
         before, after = started(x[:2]), wide(x[:2])
     torch.testing.assert_close(after.means[:, :32], before.means, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(after.scales[:, :32], before.scales, atol=1e-3, rtol=1e-3)
+
+
+def test_channels_are_dealt_out_few_strong_ones_first():
+    strength = torch.arange(64.0).flip(0)  # channel 0 is the strongest
+    order = spread_order(strength, slices=4)
+    assert sorted(order) == list(range(64))
+    slices = [order[i : i + 16] for i in range(0, 64, 16)]
+    assert slices[3] == list(range(slices[3][0], slices[3][0] + 16))  # the last slice: strong ones only
+    strong = [sum(channel <= slices[3][-1] for channel in part) for part in slices]
+    assert strong == sorted(strong)
+    assert strong[0] >= 1
+    assert [part[0] for part in slices] == [0, *(sum(strong[: i + 1]) for i in range(3))]
+
+
+def test_a_network_dealt_out_anew_gives_the_same_picture(started, photographs):
+    x = crops_of(photographs)
+    new = TCM(config=SMALL).eval()
+    with torch.no_grad():
+        spread_latents(started, new, started.g_a(x))
+        torch.testing.assert_close(new.g_s(new.g_a(x)), started.g_s(started.g_a(x)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(new.h_a(new.g_a(x)), started.h_a(started.g_a(x)), atol=1e-4, rtol=1e-4)
+        assert not torch.equal(new.g_a(x), started.g_a(x))
 
 
 def test_quantiles_settle_where_their_loss_is_zero():

@@ -110,6 +110,7 @@ def test_a_narrower_model_is_a_start_too(photographs, tmp_path):
         {"part": "coarse", "fit_synthesis": True},
         {"part": "coarse", "balance": 0.3},
         {"part": "middle", "rounding": 8.66, "precision": "bf16"},
+        {"part": "entropy", "spread": True},
         {"start": "random"},
     ],
     ids=str,
