@@ -21,6 +21,8 @@ MAGIC = b"\x89TC"
 VERSION = 1
 MAX_SIDE = 1 << 20
 DEFAULT_MAX_PIXELS = 50_000_000
+SHORTEST_SIDE = 128
+"""Pixels that a shorter side is padded to by the published windows, and counts as."""
 MAX_METADATA = 4 << 20
 """Bytes of one block of metadata; larger ones are not kept."""
 
@@ -145,10 +147,7 @@ def read_container(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Contain
     payload_length = reader.varint()
     if reader.place + sum(lengths) + payload_length + _CRC_BYTES != len(data):
         raise CorruptBitstream("its sections do not add up to its length")
-    if width * height > max_pixels:
-        raise TooManyPixels(
-            f"its image of {width}x{height} = {width * height} pixels is over the limit of {max_pixels}"
-        )
+    check_pixels(width, height, max_pixels)
     sections = {section: reader.take(length) for section, length in zip(present, lengths, strict=True)}
     for section in _DEFLATED:
         if section in sections:
@@ -162,6 +161,23 @@ def read_container(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Contain
         grey=bool(flags & _GREY),
         **sections,
     )
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """The limit of pixels, for an image and for the promise of one.
+
+    Raises:
+        TooManyPixels: more than `max_pixels`, or a strip so thin that the networks would see more than that: a side
+            counts as 128 pixels at least.
+    """
+    if width * height > max_pixels:
+        raise TooManyPixels(f"{width}x{height} = {width * height} pixels is over the limit of {max_pixels}")
+    seen = max(width, SHORTEST_SIDE) * max(height, SHORTEST_SIDE)
+    if seen > max(max_pixels, SHORTEST_SIDE**2):
+        raise TooManyPixels(
+            f"{width}x{height} counts as {seen} pixels, which is over the limit of {max_pixels}: "
+            f"the networks work on squares of {SHORTEST_SIDE}"
+        )
 
 
 def _inflate(body: bytes) -> bytes:

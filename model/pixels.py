@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from model.container import DEFAULT_MAX_PIXELS, MAX_METADATA
-from model.errors import CorruptBitstream, CorruptImage, OutputLimit, TooManyPixels, UnsupportedImage
+from model.container import DEFAULT_MAX_PIXELS, MAX_METADATA, check_pixels
+from model.errors import CorruptBitstream, CorruptImage, ModelError, OutputLimit, UnsupportedImage
 
 Pixels = NDArray[np.uint8]
 
@@ -35,6 +35,9 @@ _ORIENTATION, _XMP = 274, 700
 # tags of a TIFF that lay out its pixels: part of the file, not of what it says about the photograph
 _TIFF_LAYOUT = {*range(254, 270), *range(273, 282), 284, 292, 293, 297, *range(301, 304), *range(317, 348),
                 *range(512, 522), *range(529, 533), _ORIENTATION, _XMP, 34377, 34675, 33723}  # fmt: skip
+_MAX_CHUNKS = 1 << 14
+_MAX_PARSED_EXIF = 256 << 10
+"""Bytes of EXIF that a writer takes apart: in Python, at some thirty times their size."""
 MAX_OUTPUT_SIDE = {"webp": 16383, "jpeg": 65500, "avif": 32768}
 """Longest side that Pillow writes and reads back; the other formats hold any."""
 
@@ -85,11 +88,15 @@ def read_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, *, keep_metada
         CorruptImage: damaged or truncated.
         TooManyPixels: its header promises more than `max_pixels`.
     """
+    if canvas := _webp_canvas(data):
+        check_pixels(*canvas, max_pixels)  # its decoder takes the memory of the canvas when it is opened
     try:
         image = Image.open(io.BytesIO(data), formats=INPUT_FORMATS)
     except UnidentifiedImageError:
         known = ", ".join(INPUT_FORMATS)
         raise UnsupportedImage(f"not an image that can be read here; known are {known}") from None
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged headers
         raise CorruptImage(f"its header cannot be read: {_reason(error)}") from None
     _check_size(image, max_pixels)
@@ -100,15 +107,26 @@ def read_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, *, keep_metada
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged data
         raise CorruptImage(f"damaged or truncated {image.format}: {_reason(error)}") from None
     _check_size(image, max_pixels)
-    return from_pil(image, keep_metadata=keep_metadata)
+    try:
+        return from_pil(image, keep_metadata=keep_metadata)
+    except (MemoryError, ModelError):
+        raise
+    except Exception as error:  # noqa: BLE001 - a palette, a colour key or a profile may be of any kind
+        raise CorruptImage(f"its colours cannot be read: {_reason(error)}") from None
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int] | None:
+    """Width and height in the header of a WebP file with features; other WebP files hold 16383 a side at most."""
+    if not (data.startswith(b"RIFF") and data[8:16] == b"WEBPVP8X" and len(data) >= 30):
+        return None
+    return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
-    if width * height > max_pixels:
-        raise TooManyPixels(f"{width}x{height} = {width * height} pixels is over the limit of {max_pixels}")
     if width < 1 or height < 1:
         raise CorruptImage("it has no pixels")
+    check_pixels(width, height, max_pixels)
 
 
 def _reason(error: Exception) -> str:
@@ -167,8 +185,11 @@ def _to_eight_bits(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, 
     if mode == "F":
         raise UnsupportedImage("floating-point samples have no stated range: convert the image to 8 or 16 bits first")
     if mode.startswith("I"):  # 16 bits, whatever Pillow calls it
-        samples = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8)), False
+        samples = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        samples *= 255
+        samples += 32767
+        samples //= 65535
+        return Image.fromarray(samples.astype(np.uint8)), False
     if mode == "CMYK":
         return _from_cmyk(image, icc), True
     if mode in ("P", "PA"):
@@ -191,7 +212,7 @@ def _from_cmyk(image: Image.Image, icc: bytes | None) -> Image.Image:
             turned = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
             if turned is not None:
                 return turned
-        except (ImageCms.PyCMSError, OSError, ValueError):
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             pass  # a broken profile: the plain conversion is what every viewer falls back to
     return image.convert("RGB")
 
@@ -242,9 +263,9 @@ def write_image(picture: Picture, file_format: str) -> bytes:
 def _metadata_options(picture: Picture, file_format: str) -> dict[str, Any]:
     """Where each of Pillow's writers wants the profile, EXIF and XMP."""
     longest = 65_500 if file_format == "jpeg" else MAX_METADATA  # a JPEG segment
-    exif, xmp = (
-        block if block is not None and len(block) <= longest else None for block in (picture.exif, picture.xmp)
-    )
+    xmp = picture.xmp if picture.xmp is not None and len(picture.xmp) <= longest else None
+    longest = min(longest, _MAX_PARSED_EXIF) if file_format in ("avif", "tiff") else longest
+    exif = picture.exif if picture.exif is not None and len(picture.exif) <= longest else None
     options: dict[str, Any] = {"icc_profile": picture.icc}
     if exif is not None:
         options["exif"] = exif
@@ -278,6 +299,8 @@ def decode_alpha(data: bytes, width: int, height: int) -> Pixels:
     """
     if len(data) == 1:
         return np.full((height, width), data[0], np.uint8)
+    if not _bare_png(data):
+        raise CorruptBitstream("its alpha channel is not a PNG of nothing but pixels")
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG",))
         if image.size != (width, height) or image.mode != "L":
@@ -287,3 +310,16 @@ def decode_alpha(data: bytes, width: int, height: int) -> Pixels:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged data
         raise CorruptBitstream(f"its alpha channel cannot be read: {_reason(error)}") from None
+
+
+def _bare_png(data: bytes) -> bool:
+    """It has a header, pixels and an end, in not too many chunks: nothing else that would have to be read."""
+    place = 8
+    for i in range(_MAX_CHUNKS):
+        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        place += 12 + length
+        if kind == b"IEND":
+            return i > 1 and place == len(data)
+        if kind != (b"IDAT" if i else b"IHDR") or place > len(data):
+            return False
+    return False

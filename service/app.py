@@ -65,6 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
             max_pixels=settings.max_pixels,
             max_batch_items=settings.max_batch_items,
             max_batch_pixels=settings.max_batch_pixels or _BATCH_PIXELS[device.type],
+            image_seconds=settings.image_seconds,
         ),
         health=Health(),
         keys=Keys(settings.keys_file, measured) if settings.keys_file else None,

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 from model.container import Container, read_container
 from model.latent_coder import Analysis
-from model.pixels import Picture, Pixels, read_image, write_image
+from model.pixels import Picture, Pixels, write_image
+from model.sandbox import Sandbox
 from model.stages import Stages
 from model.zoo import ZooEntry
 from service.device import Device
@@ -55,6 +56,7 @@ class Scheduler:
         max_pixels: the second gate for size.
         max_batch_items: that go through the device together.
         max_batch_pixels: of those items, padding included.
+        image_seconds: of processor time for one image file.
     """
 
     def __init__(
@@ -66,10 +68,12 @@ class Scheduler:
         max_pixels: int,
         max_batch_items: int,
         max_batch_pixels: int,
+        image_seconds: float,
     ) -> None:
         self._pool, self._metrics, self._max_pixels = pool, metrics, max_pixels
         # two sets of threads: what leaves the device must not queue behind what has just arrived
         self._files_in = ThreadPoolExecutor(workers, "files-in")
+        self._images = Sandbox(max_pixels, image_seconds)
         self._device = Device(metrics, max_batch_items=max_batch_items, max_batch_pixels=max_batch_pixels)
         self._files_out = ThreadPoolExecutor(workers, "files-out")
 
@@ -78,7 +82,7 @@ class Scheduler:
 
         def read(timed: Stages) -> Picture:
             with timed("read_image"):
-                return read_image(data, self._max_pixels, keep_metadata=keep_metadata)
+                return self._images.read_image(data, self._max_pixels, keep_metadata=keep_metadata)
 
         picture = await self._in_thread(self._files_in, "encode", read, stages)
         resident = await self._acquire("encode", entry, stages)
@@ -149,5 +153,6 @@ class Scheduler:
     def close(self) -> None:
         """Finish what has begun, drop what waits."""
         self._files_in.shutdown(cancel_futures=True)
+        self._images.close()
         self._device.close()
         self._files_out.shutdown(cancel_futures=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import BeforeValidator, ByteSize, Field, PositiveInt, StringConstraints
+from pydantic import BeforeValidator, ByteSize, Field, PositiveFloat, PositiveInt, StringConstraints
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
 PREFIX = "TCM_"
@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     )
     max_pixels: PositiveInt = Field(
         50_000_000, description="Most pixels of an image, read from its header; more is answered with 422."
+    )
+    image_seconds: PositiveFloat = Field(
+        30.0,
+        description="Most processor time that decoding one image file may take; more is answered with 422. Files are "
+        "decoded in processes of their own, whose memory is limited, too.",
     )
     timeout_ms: PositiveInt = Field(
         120_000, description="Deadline of a whole request, and the most that its `timeout_ms=` may ask for."

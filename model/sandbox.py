@@ -1,0 +1,217 @@
+"""Image files are decoded in processes of their own, under a limit of memory and of processor time.
+
+A decoder is a large C library that believes a stranger's file: one may ask for gigabytes before its header turns out to
+lie, go over the same picture thousands of times, or crash. Here that costs a small process, which is replaced, and the
+file gets a named error. Everything else goes on: the models stay loaded, the event loop keeps its interpreter lock.
+
+    parent   ── JSON line ──>   process: model/sandbox_process.py, which knows Pillow and no torch
+             <── JSON line ──
+                 bytes of the file, then of the picture, in a file in memory that both have open
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import Any
+
+import numpy as np
+
+from model import errors
+from model.container import DEFAULT_MAX_PIXELS
+from model.errors import CorruptImage, ModelError
+from model.pixels import Picture
+
+SECONDS = 30.0
+"""Of processor time that one file may take. The slowest honest one, 50 megapixels of AVIF, takes about a third."""
+_MEMORY = 512 << 20
+_BYTES_A_PIXEL = 32  # decoder, its picture and ours, in whatever mode they come
+_PATIENCE = 8.0  # seconds of the clock for each of processor time, on a machine that has other work
+_READABLE = {cls.code: cls for cls in (errors.UnsupportedImage, errors.CorruptImage, errors.TooManyPixels)}
+
+
+class Sandbox:
+    """Reads image files. Any thread may; there are as many processes as threads that read at once.
+
+    Args:
+        max_pixels: the most that any call will allow; the limit of memory follows from it.
+        seconds: of processor time for one file.
+    """
+
+    def __init__(self, max_pixels: int = DEFAULT_MAX_PIXELS, seconds: float = SECONDS) -> None:
+        self.seconds = seconds
+        self.memory = _MEMORY + _BYTES_A_PIXEL * max_pixels
+        self._idle: list[_Process] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def read_image(self, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, *, keep_metadata: bool = True) -> Picture:
+        """As `model.pixels.read_image`.
+
+        Raises:
+            UnsupportedImage: not an image of a known format, or of a kind that cannot be coded.
+            CorruptImage: damaged, truncated, or beyond the limits to decode.
+            TooManyPixels: its header promises more than `max_pixels`.
+        """
+        process = self._take()
+        try:
+            picture = process.read_image(data, max_pixels, keep_metadata, self.seconds)
+        except ModelError:
+            self._give_back(process)
+            raise
+        except _Ended as ended:
+            process.close()
+            raise CorruptImage(self._reason(ended)) from None
+        except BaseException:
+            process.close()
+            raise
+        self._give_back(process)
+        return picture
+
+    def _take(self) -> _Process:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return _Process(self.memory)
+
+    def _give_back(self, process: _Process) -> None:
+        with self._lock:
+            if process.usable and not self._closed:
+                self._idle.append(process)
+                return
+        process.close()
+
+    def _reason(self, ended: _Ended) -> str:
+        if ended.signal in (signal.SIGPROF, signal.SIGXCPU):
+            return f"it takes more than {self.seconds:g} s of processor time to decode"
+        return "its decoder crashed on it"
+
+    def close(self) -> None:
+        """End the processes; those at work end when they are done."""
+        with self._lock:
+            self._closed, idle, self._idle = True, self._idle, []
+        for process in idle:
+            process.close()
+
+
+class _Ended(Exception):
+    """The process is gone."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal = signal_number
+
+
+class _Process:
+    """One process, and the file in memory that it shares with us.
+
+    Attributes:
+        usable: it may read another file.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self._shared = _file_in_memory()
+        self._child = subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
+            [sys.executable, "-m", "model.sandbox_process", str(self._shared), str(memory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(self._shared,),
+            env=os.environ | {"MALLOC_ARENA_MAX": "2"},  # every further arena reserves address space
+        )
+        try:
+            self.usable = bool(self._answer(60)["ready"])
+        except _Ended as ended:
+            self.close()
+            raise RuntimeError("the process that reads image files does not start") from ended
+
+    def read_image(self, data: bytes, max_pixels: int, keep_metadata: bool, seconds: float) -> Picture:
+        os.ftruncate(self._shared, 0)
+        _write(self._shared, data)
+        request = {"bytes": len(data), "max_pixels": max_pixels, "keep_metadata": keep_metadata, "seconds": seconds}
+        assert self._child.stdin  # noqa: S101 - it is a pipe
+        try:
+            self._child.stdin.write(json.dumps(request).encode() + b"\n")
+            self._child.stdin.flush()
+        except BrokenPipeError:
+            raise _Ended(self._signal()) from None
+        answer = self._answer(seconds * _PATIENCE)
+        if "error" in answer:
+            self.usable = not answer.get("spent", False)
+            if answer["error"] not in _READABLE:
+                raise RuntimeError(f"reading an image failed: {answer['message']}")
+            raise _READABLE[answer["error"]](str(answer["message"]))
+        return self._picture(answer, max_pixels)
+
+    def _answer(self, timeout: float) -> dict[str, Any]:
+        assert self._child.stdout  # noqa: S101 - it is a pipe
+        if not select.select([self._child.stdout], [], [], timeout)[0]:
+            self._child.kill()
+            raise _Ended(signal.SIGXCPU)
+        line = self._child.stdout.readline(1 << 16)
+        if not line.endswith(b"\n"):
+            raise _Ended(self._signal())
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _picture(self, answer: dict[str, Any], max_pixels: int) -> Picture:
+        """What it says is checked like what a stranger says: it may no longer be the program that we started."""
+        width, height, grey = int(answer["width"]), int(answer["height"]), bool(answer["grey"])
+        if not (width > 0 and height > 0 and width * height <= max_pixels):
+            raise _Ended(0)
+        place = 0
+
+        def take(count: int) -> bytearray:
+            nonlocal place
+            block = bytearray(count)
+            if os.preadv(self._shared, [block], place) != count:
+                raise _Ended(0)
+            place += count
+            return block
+
+        size = os.fstat(self._shared).st_size
+        lengths = {name: answer[name] for name in ("icc", "exif", "xmp") if answer[name] is not None}
+        planes = (1 if grey else 3) + bool(answer["alpha"])
+        if any(length < 0 for length in lengths.values()) or planes * width * height + sum(lengths.values()) != size:
+            raise _Ended(0)
+        samples = np.frombuffer(take((1 if grey else 3) * width * height), np.uint8).reshape(height, width, -1)
+        rgb = np.repeat(samples, 3, axis=2) if grey else samples
+        alpha = np.frombuffer(take(width * height), np.uint8).reshape(height, width) if answer["alpha"] else None
+        os_bytes = {name: bytes(take(length)) for name, length in lengths.items()}
+        return Picture(rgb, grey, alpha, **os_bytes)
+
+    def _signal(self) -> int:
+        try:
+            return -self._child.wait(5)
+        except subprocess.TimeoutExpired:
+            return 0
+
+    def close(self) -> None:
+        self.usable = False
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        self._child.kill()
+        self._child.wait()
+        os.close(self._shared)
+
+
+def _file_in_memory() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("picture")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _write(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(file, view[done:], done)
