@@ -32,7 +32,7 @@ from model.pixels import Picture
 SECONDS = 30.0
 """Of processor time that one file may take. The slowest honest one, 50 megapixels of AVIF, takes about a third."""
 _MEMORY = 512 << 20
-_BYTES_A_PIXEL = 32  # decoder, its picture and ours, in whatever mode they come
+_BYTES_A_PIXEL = 24  # decoder, its picture and ours, in whatever mode they come
 _PATIENCE = 8.0  # seconds of the clock for each of processor time, on a machine that has other work
 _READABLE = {cls.code: cls for cls in (errors.UnsupportedImage, errors.CorruptImage, errors.TooManyPixels)}
 
@@ -76,10 +76,14 @@ class Sandbox:
         return picture
 
     def _take(self) -> _Process:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return _Process(self.memory)
+        while True:
+            with self._lock:
+                process = self._idle.pop() if self._idle else None
+            if process is None:
+                return _Process(self.memory)
+            if process.alive():
+                return process
+            process.close()  # somebody else ended it
 
     def _give_back(self, process: _Process) -> None:
         with self._lock:
@@ -130,6 +134,9 @@ class _Process:
         except _Ended as ended:
             self.close()
             raise RuntimeError("the process that reads image files does not start") from ended
+
+    def alive(self) -> bool:
+        return self._child.poll() is None
 
     def read_image(self, data: bytes, max_pixels: int, keep_metadata: bool, seconds: float) -> Picture:
         os.ftruncate(self._shared, 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image, ImageCms, TiffImagePlugin
 
 from model.errors import CorruptBitstream, CorruptImage, OutputLimit, TooManyPixels, UnsupportedImage
 from model.pixels import Picture, decode_alpha, encode_alpha, from_pil, read_image, to_pil, write_image
+from tests import bombs
 from tests.conftest import DATA
 
 
@@ -209,6 +212,55 @@ def test_a_tiff_of_many_pages_counts_its_first():
     assert read_image(out.getvalue(), max_pixels=64).width == 8
 
 
+def test_a_strip_counts_as_what_the_networks_see():
+    with pytest.raises(TooManyPixels, match="counts as"):
+        read_image(file_of(Image.new("L", (1, 500_000))))
+    with pytest.raises(TooManyPixels, match="counts as 6400000"):
+        read_image(file_of(Image.new("L", (50_000, 2))), max_pixels=6_399_999)
+    assert read_image(file_of(Image.new("L", (2, 50_000))), max_pixels=6_400_000).height == 50_000
+
+
+def test_a_file_that_is_two_files_is_the_image_that_it_begins_with():
+    image = gradient("RGB")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as files:
+        files.writestr("index.html", "<script>alert(1)</script>")
+    for tail in (archive.getvalue(), file_of(Image.new("L", (9, 9)), "JPEG"), b"<?php ?>"):
+        np.testing.assert_array_equal(read_image(file_of(image) + tail).rgb, np.asarray(image))
+    with pytest.raises(UnsupportedImage):
+        read_image(b"<html>" + file_of(image))
+
+
+@pytest.mark.parametrize("file_format", ["EPS", "PDF", "ICO", "TGA", "PCX", "SGI", "JPEG2000", "ICNS", "MSP", "IM"])
+def test_formats_that_nobody_asked_for_are_not_read(file_format):
+    mode = "1" if file_format == "MSP" else "RGB"
+    try:
+        data = file_of(Image.new(mode, (32, 32)), file_format)
+    except (OSError, KeyError):
+        pytest.skip(f"this Pillow does not write {file_format}")
+    with pytest.raises(UnsupportedImage, match="known are PNG"):
+        read_image(data)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "AVIF", "TIFF"])
+def test_a_broken_profile_costs_nothing(file_format):
+    image = gradient("RGB")
+    picture = read_image(file_of(image, file_format, icc_profile=b"not a profile" * 20))
+    assert (picture.width, picture.height) == image.size
+
+
+def test_colours_that_contradict_themselves_are_named():
+    """A colour key of another mode, a palette that ends early: right, or named."""
+    image = gradient("RGB").quantize(16)
+    for broken in (
+        file_of(image).replace(b"PLTE", b"PLTe"),
+        file_of(gradient("L"), transparency=5).replace(b"tRNS", b"tRNs"),
+        file_of(image, "GIF", transparency=200),
+    ):
+        with contextlib.suppress(CorruptImage, UnsupportedImage):
+            assert read_image(broken).width == image.width
+
+
 # ---- alpha
 
 
@@ -224,3 +276,14 @@ def test_alpha_that_does_not_fit_is_named():
             decode_alpha(broken, 7, 5)
     with pytest.raises(CorruptBitstream, match="size"):
         decode_alpha(data, 5, 7)
+
+
+def test_alpha_holds_nothing_but_pixels():
+    """No profile, no comment and no thousand chunks, each of which would have to be read."""
+    rows = bytes(8 * 5)
+    for extra in ([(b"zTXt", b"k\0\0" + zlib.compress(bytes(9999)))], [(b"abCd", b"")], [(b"IDAT", b"")] * 20_000):
+        with pytest.raises(CorruptBitstream, match="nothing but pixels"):
+            decode_alpha(bombs.png(7, 5, *extra, bombs.idat(rows)), 7, 5)
+    with pytest.raises(CorruptBitstream, match="nothing but pixels"):
+        decode_alpha(bombs.png(7, 5, bombs.idat(rows)) + b"more", 7, 5)
+    assert decode_alpha(bombs.png(7, 5, bombs.idat(rows)), 7, 5).shape == (5, 7)

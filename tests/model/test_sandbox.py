@@ -1,0 +1,146 @@
+"""Image files in a process of their own: the same pictures, and an end to what costs too much."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.errors import CorruptImage, ModelError, TooManyPixels, UnsupportedImage
+from model.pixels import Picture, read_image
+from model.sandbox import Sandbox
+from tests import bombs
+from tests.conftest import DATA
+from tests.fuzz import seeds
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    box = Sandbox(max_pixels=1 << 20, seconds=1)
+    yield box
+    box.close()
+
+
+def described(read, data: bytes):
+    """The picture, field by field, or its error."""
+    try:
+        picture: Picture = read(data)
+    except ModelError as error:
+        return type(error), str(error)
+    planes = [None if plane is None else (plane.shape, plane.tobytes()) for plane in (picture.rgb, picture.alpha)]
+    return planes, picture.grey, picture.icc, picture.exif, picture.xmp
+
+
+def test_pictures_and_errors_are_those_of_the_reader(sandbox):
+    files = [*seeds.images(), b"no image", (DATA / "photo.png").read_bytes()[:9000]]
+    for data in files:
+        assert described(sandbox.read_image, data) == described(read_image, data)
+
+
+def test_several_threads(sandbox):
+    data = (DATA / "photo.png").read_bytes()
+    expected = read_image(data).rgb
+    with ThreadPoolExecutor(3) as threads:
+        for picture in threads.map(lambda _: sandbox.read_image(data), range(9)):
+            np.testing.assert_array_equal(picture.rgb, expected)
+    picture.rgb[0, 0] = 0  # torch wants memory that may be written
+
+
+def test_limits_of_pixels_and_metadata(sandbox):
+    data = (DATA / "sea.jpg").read_bytes()
+    with pytest.raises(TooManyPixels, match="limit of 1000"):
+        sandbox.read_image(data, 1000)
+    with pytest.raises(UnsupportedImage):
+        sandbox.read_image(b"hello")
+    assert sandbox.read_image(data, keep_metadata=False).exif is None
+
+
+def test_time_has_an_end(sandbox):
+    start = time.process_time()
+    with pytest.raises(CorruptImage, match="more than 1 s of processor time"):
+        sandbox.read_image(bombs.jpeg_of_scans(1000, 60_000))
+    assert time.process_time() - start < 1  # none of it here
+    assert sandbox.read_image((DATA / "photo.png").read_bytes()).width == 384
+
+
+def test_memory_has_an_end(sandbox):
+    with pytest.raises(CorruptImage, match="MiB of memory"):
+        sandbox.read_image(bombs.file_of(Image.new("1", (30_000, 30_000)), "PNG"), max_pixels=10**9)
+    assert sandbox.read_image((DATA / "photo.png").read_bytes()).width == 384
+
+
+def test_a_crash_costs_one_file(sandbox):
+    sandbox.read_image((DATA / "photo.png").read_bytes())
+    process = sandbox._idle[-1]
+    os.kill(process._child.pid, signal.SIGSEGV)
+    process._child.wait()
+    assert sandbox.read_image((DATA / "photo.png").read_bytes()).width == 384
+    with ThreadPoolExecutor(1) as thread:  # and in the middle of its work
+        victim = sandbox._idle[-1]
+        work = thread.submit(sandbox.read_image, bombs.jpeg_of_scans(1000, 60_000))
+        time.sleep(0.1)
+        os.kill(victim._child.pid, signal.SIGSEGV)
+        with pytest.raises(CorruptImage, match="crashed"):
+            work.result()
+
+
+def test_processes_end_with_their_parent():
+    program = (
+        "from model.sandbox import Sandbox; import os; box = Sandbox(); "
+        f"box.read_image(open({str(DATA / 'photo.png')!r}, 'rb').read()); "
+        "print(box._idle[0]._child.pid, flush=True); os._exit(0)"
+    )
+    pid = int(subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE).stdout)
+    for _ in range(200):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        state = Path(f"/proc/{pid}/stat")
+        if state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return  # nobody here to reap it
+        time.sleep(0.05)
+    raise AssertionError("it lives on")
+
+
+# ---- what is small and costs much: a right answer or a named error, within the limits
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        lambda: bombs.png_of_comments(100),
+        lambda: bombs.png_of_profiles(50),
+        lambda: bombs.png_of_chunks(20_000),
+        lambda: bombs.jpeg_of_exif(20_000),
+        lambda: bombs.jpeg_of_padding(1 << 20),
+        lambda: bombs.gif_of_canvas(65_535, 65_535),
+        lambda: bombs.gif_of_frame(65_535, 65_535),
+        lambda: bombs.gif_of_comments(50_000),
+        lambda: bombs.webp_of_canvas(1 << 24, 255),
+        lambda: bombs.webp_of_canvas(16_384, 16_384),
+        lambda: bombs.avif_of_lies(3000, 64),
+        lambda: bombs.avif_of_lies(64, 16_384),
+        lambda: bombs.tiff_of_tiles(64, 30_000),
+        lambda: bombs.tiff_of_strips(50_000),
+        lambda: bombs.tiff_of_overlaps(2000, 1 << 20),
+        lambda: bombs.tiff_of_rationals(50_000),
+        lambda: bombs.bmp_of_runs(300),
+        lambda: bombs.ppm_of_numbers(200),
+    ],
+)
+def test_bombs(sandbox, bomb):
+    try:
+        picture = sandbox.read_image(bomb(), 1 << 20)
+    except (CorruptImage, TooManyPixels, UnsupportedImage):
+        return
+    assert picture.width * picture.height <= 1 << 20
