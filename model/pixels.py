@@ -8,6 +8,7 @@ CMYK become RGB (CMYK through its profile, which is then dropped); of an animati
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,8 +81,16 @@ class Picture:
         return replace(self, icc=None, exif=None, xmp=None)
 
 
-def read_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, *, keep_metadata: bool = True) -> Picture:
+def read_image(
+    data: bytes,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    *,
+    keep_metadata: bool = True,
+    announce: Callable[[int], None] | None = None,
+) -> Picture:
     """Decode an image file.
+
+    `announce` is told the number of pixels that the header promises, before any is decoded; it may raise.
 
     Raises:
         UnsupportedImage: not an image of a known format, or of a kind that cannot be coded.
@@ -100,6 +109,8 @@ def read_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, *, keep_metada
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged headers
         raise CorruptImage(f"its header cannot be read: {_reason(error)}") from None
     _check_size(image, max_pixels)
+    if announce:
+        announce(image.width * image.height)
     try:
         image.load()
     except MemoryError:

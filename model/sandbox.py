@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,14 @@ class Sandbox:
         self._lock = threading.Lock()
         self._closed = False
 
-    def read_image(self, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, *, keep_metadata: bool = True) -> Picture:
+    def read_image(
+        self,
+        data: bytes,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        *,
+        keep_metadata: bool = True,
+        announce: Callable[[int], None] | None = None,
+    ) -> Picture:
         """As `model.pixels.read_image`.
 
         Raises:
@@ -62,7 +70,7 @@ class Sandbox:
         """
         process = self._take()
         try:
-            picture = process.read_image(data, max_pixels, keep_metadata, self.seconds)
+            picture = process.read_image(data, max_pixels, keep_metadata, self.seconds, announce)
         except ModelError:
             self._give_back(process)
             raise
@@ -138,7 +146,14 @@ class _Process:
     def alive(self) -> bool:
         return self._child.poll() is None
 
-    def read_image(self, data: bytes, max_pixels: int, keep_metadata: bool, seconds: float) -> Picture:
+    def read_image(
+        self,
+        data: bytes,
+        max_pixels: int,
+        keep_metadata: bool,
+        seconds: float,
+        announce: Callable[[int], None] | None,
+    ) -> Picture:
         os.ftruncate(self._shared, 0)
         _write(self._shared, data)
         request = {"bytes": len(data), "max_pixels": max_pixels, "keep_metadata": keep_metadata, "seconds": seconds}
@@ -149,6 +164,12 @@ class _Process:
         except BrokenPipeError:
             raise _Ended(self._signal()) from None
         answer = self._answer(seconds * _PATIENCE)
+        if "pixels" in answer:
+            self.usable = False  # unless its second answer is waited for
+            if announce:
+                announce(int(answer["pixels"]))
+            self.usable = True
+            answer = self._answer(seconds * _PATIENCE)
         if "error" in answer:
             self.usable = not answer.get("spent", False)
             if answer["error"] not in _READABLE:

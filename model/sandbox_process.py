@@ -36,7 +36,7 @@ def main() -> None:
     for line in sys.stdin.buffer:
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, request.pop("seconds"))
-        answer = _answer(shared, memory, request)
+        answer = _answer(shared, memory, answers, request)
         signal.setitimer(signal.ITIMER_PROF, 0)
         _say(answers, answer)
 
@@ -54,10 +54,15 @@ def _say(answers: int, message: dict[str, Any]) -> None:
     os.write(answers, json.dumps(message).encode() + b"\n")
 
 
-def _answer(shared: int, memory: int, request: dict[str, Any]) -> dict[str, Any]:
+def _answer(shared: int, memory: int, answers: int, request: dict[str, Any]) -> dict[str, Any]:
     try:
         data = os.pread(shared, request["bytes"], 0)
-        picture = read_image(data, request["max_pixels"], keep_metadata=request["keep_metadata"])
+        picture = read_image(
+            data,
+            request["max_pixels"],
+            keep_metadata=request["keep_metadata"],
+            announce=lambda pixels: _say(answers, {"pixels": pixels}),
+        )
         return _put(shared, picture)
     except ModelError as error:
         return {"error": error.code, "message": str(error)}

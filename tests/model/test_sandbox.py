@@ -64,6 +64,22 @@ def test_limits_of_pixels_and_metadata(sandbox):
     assert sandbox.read_image(data, keep_metadata=False).exif is None
 
 
+def test_the_size_is_announced_before_it_is_decoded(sandbox):
+    class Refused(Exception):
+        pass
+
+    told = []
+    sandbox.read_image((DATA / "photo.png").read_bytes(), announce=told.append)
+    assert told == [384 * 256]
+
+    def refuse(_: int) -> None:
+        raise Refused
+
+    with pytest.raises(Refused):
+        sandbox.read_image((DATA / "photo.png").read_bytes(), announce=refuse)
+    assert sandbox.read_image((DATA / "photo.png").read_bytes()).width == 384
+
+
 def test_time_has_an_end(sandbox):
     start = time.process_time()
     with pytest.raises(CorruptImage, match="more than 1 s of processor time"):
