@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from service.metrics import Metrics
+from tests.service.conftest import Server, wait_for
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "docker" / "prometheus"
@@ -114,3 +119,62 @@ def test_the_contract() -> None:
     for name, labels in contract.items():
         assert there[name] == labels, name
     assert {"version", "python"} <= there["tcm_build_info"]
+
+
+@pytest.fixture
+def prometheus(server: Server, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A real Prometheus with our rules that scrapes the running service."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("prometheus is not here (Debian: apt-get install prometheus)")
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(PROMETHEUS / "alerts.yml")]
+    [job] = [job for job in config["scrape_configs"] if job["job_name"] == "tcm"]
+    del job["dns_sd_configs"]
+    job["static_configs"] = [{"targets": [server.url.removeprefix("http://")]}]
+    config["scrape_configs"] = [job]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    arguments = [
+        f"--config.file={tmp_path}/prometheus.yml",
+        f"--storage.tsdb.path={tmp_path}",
+        f"--web.listen-address={address}",
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([program, *arguments], stdout=log, stderr=log)
+    with httpx.Client(base_url=f"http://{address}/api/v1", timeout=30) as client:
+        yield client
+    process.terminate()
+    process.wait(60)
+
+
+def test_a_real_prometheus_answers_every_panel(
+    server: Server, prometheus: httpx.Client, photo_file: bytes, bitstream: bytes
+) -> None:
+    def result(expression: str) -> list[dict[str, Any]]:
+        answer = prometheus.get("/query", params={"query": expression}).json()
+        assert answer["status"] == "success", (expression, answer)
+        found: list[dict[str, Any]] = answer["data"]["result"]
+        return found
+
+    def up() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return prometheus.get("/query", params={"query": "up == 1"}).json()["data"]["result"] != []
+        return False
+
+    wait_for(up, 60)
+    server.client.post("/v1/encode", content=photo_file)
+    server.client.post("/v1/decode", content=bitstream)
+    traffic = 'sum(rate(tcm_http_requests_total{route="/v1/decode"}[1m])) > 0'
+    wait_for(lambda: result(traffic), 60)
+    for expression in dashboard_expressions():
+        concrete = expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
+        silent = "tcm_key_requests_total" in concrete  # no keys here
+        assert silent or result(concrete), concrete
+    rules = [rule for group in prometheus.get("/rules").json()["data"]["groups"] for rule in group["rules"]]
+    assert [rule["name"] for rule in rules if rule["health"] == "err"] == []
+    assert {rule["name"] for rule in rules} >= {alert["alert"] for alert in ALERTS}
+    paging = [rule["name"] for rule in rules if rule.get("labels", {}).get("severity") == "page" and rule.get("alerts")]
+    assert paging == []
