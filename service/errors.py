@@ -158,6 +158,15 @@ class NotAcceptable(Problem):
     status, code = 406, "not-acceptable"
 
 
+class RequestTimeout(Problem):
+    """The headers of the request did not arrive in time.
+
+    The connection is closed.
+    """
+
+    status, code = 408, "request-timeout"
+
+
 class IncompatibleModel(Problem):
     """The bitstream needs weights that this server has not got.
 
@@ -227,6 +236,15 @@ class TooManyPixels(Problem):
     """
 
     status, code, rejects = 422, "too-many-pixels", True
+
+
+class HeadersTooLarge(Problem):
+    """Request line and headers are larger than this server takes.
+
+    The connection is closed, since what follows is not read.
+    """
+
+    status, code = 431, "headers-too-large"
 
 
 class ClientGone(Problem):

@@ -1,0 +1,96 @@
+"""Connections that never become requests: on a real socket, with a server of our protocol and no codec."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from service.protocol import Protocol
+
+
+class Impatient(Protocol):
+    max_head = 10_000
+    head_seconds = 0.5
+
+
+async def _length(request: Request) -> Response:
+    return Response(str(len(await request.body())))
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    app = Starlette(routes=[Route("/", _length, methods=["GET", "POST"])])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, http=Impatient, log_config=None, lifespan="off"))
+        thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
+        thread.start()
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join(30)
+
+
+def talk(port: int, *parts: bytes, pause: float = 0) -> bytes:
+    """All that is answered to these parts, until the server closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        try:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        answer = b""
+        try:
+            while more := connection.recv(65536):
+                answer += more
+        except ConnectionResetError:
+            pass
+        return answer
+
+
+def problem(answer: bytes) -> dict[str, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"Content-Type: application/problem+json" in head
+    assert b"X-Content-Type-Options: nosniff" in head
+    told: dict[str, Any] = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 %d " % told["status"])
+    return told
+
+
+def test_no_http(port: int) -> None:
+    assert problem(talk(port, b"hello\r\n\r\n"))["code"] == "malformed-request"
+
+
+@pytest.mark.parametrize("repeated", [b"x" * 4096, b"a: b\r\n" * 700])
+def test_endless_headers_are_cut_off(port: int, repeated: bytes) -> None:
+    start = b"GET / HTTP/1.1\r\nHost: x\r\nx: "
+    assert problem(talk(port, start, *[repeated] * 4, pause=0.02))["code"] == "headers-too-large"
+    assert problem(talk(port, b"GET /", *[b"y" * 4096] * 4, pause=0.02))["code"] == "headers-too-large"
+
+
+def test_a_head_that_trickles_is_cut_off(port: int) -> None:
+    assert problem(talk(port, b"GET / HTTP/1.1\r\n", *[b"a: b\r\n"] * 8, pause=0.1))["code"] == "request-timeout"
+
+
+def test_a_connection_that_says_nothing_is_closed(port: int) -> None:
+    assert talk(port) == b""
+
+
+def test_bodies_are_no_heads(port: int) -> None:
+    """Long and slow ones are read; so are many requests of one connection."""
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n"
+    last = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = talk(port, head, *[b"z" * 10_000] * 6, head + b"z" * 60_000, last, pause=0.15)
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+    assert answer.count(b"60000") == 2
