@@ -161,14 +161,19 @@ def test_a_real_prometheus_answers_every_panel(
 
     def up() -> bool:
         with contextlib.suppress(httpx.TransportError):
-            return prometheus.get("/query", params={"query": "up == 1"}).json()["data"]["result"] != []
+            answer = prometheus.get("/query", params={"query": "up == 1"})
+            return answer.is_success and answer.json()["data"]["result"] != []
         return False
 
     wait_for(up, 60)
-    server.client.post("/v1/encode", content=photo_file)
-    server.client.post("/v1/decode", content=bitstream)
     traffic = 'sum(rate(tcm_http_requests_total{route="/v1/decode"}[1m])) > 0'
-    wait_for(lambda: result(traffic), 60)
+
+    def served() -> bool:  # again and again: a series rises only after it was first seen
+        server.client.post("/v1/encode", content=photo_file)
+        server.client.post("/v1/decode", content=bitstream)
+        return result(traffic) != []
+
+    wait_for(served, 60)
     for expression in dashboard_expressions():
         concrete = expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
         silent = "tcm_key_requests_total" in concrete  # no keys here
