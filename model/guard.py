@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from model.entropy import Decoder, SymbolMismatch
 from model.tables import GUARD_MEANS, LOG_STEP, SCALE_LEVELS, SCALE_MAX, SCALE_MIN
 
-DRIFT = 4e-5
+DRIFT = 8e-5
 """D: σ may differ by D·(1 + σ) between two machines. What writers of format version 1 promise."""
 WAYS = 1 << 16
 """Placements of the steps that can be told from one another. Part of format version 1."""

@@ -1,15 +1,14 @@
 """How far two machines' σ lie apart: the shared path run in many ways on the same symbols.
 
-What the guard must forgive is the largest |Δ ln σ| between any two ways of computing it. Symbols are held fixed (they
-are what the bitstream carries), so that a difference is one of arithmetic alone.
+What the guard must forgive is the largest difference between any two ways of computing a σ. Symbols are held fixed
+(they are what the bitstream carries), so that a difference is one of arithmetic alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
@@ -19,9 +18,11 @@ from torch.utils.hooks import RemovableHandle
 
 from model import guard
 from model.codec import Codec
+from model.devices import use_exact_arithmetic
 from model.latents import code_slices
 from model.network import TCM, pad_to
 from model.pixels import from_pil
+from model.rounding import choose_symbols
 from model.tables import SCALE_MAX, SCALE_MIN
 
 Modules = dict[str, nn.Module]
@@ -37,22 +38,22 @@ def shared_modules(net: TCM) -> Modules:
 
 @dataclass(frozen=True)
 class Symbols:
-    """What a bitstream says of one image: ẑ without medians, and round(y - μ)."""
+    """What a bitstream says of one image: ẑ without medians, and those of y."""
 
     z: Tensor
     y: Tensor
 
 
 @torch.no_grad()
-def symbols_of(net: TCM, x: Tensor) -> Symbols:
-    """The symbols of images (B, 3, H, W) in [0, 1]."""
+def symbols_of(net: TCM, x: Tensor, rounding: float | None = None) -> Symbols:
+    """The symbols of images (B, 3, H, W) in [0, 1], chosen with the model's weight for rounding."""
     y = net.g_a(pad_to(x, net.config.alignment))
     z = torch.round(net.h_a(y) - net.medians())
     slices = y.chunk(net.config.slices, dim=1)
     written: list[Tensor] = []
 
-    def code(i: int, mean: Tensor, _: Tensor) -> Tensor:
-        written.append(torch.round(slices[i] - mean))
+    def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
+        written.append(choose_symbols(slices[i] - mean, scale, rounding))
         return written[-1] + mean
 
     code_slices(net, z + net.medians(), code)
@@ -61,7 +62,7 @@ def symbols_of(net: TCM, x: Tensor) -> Symbols:
 
 @dataclass(frozen=True)
 class Run:
-    """One way of computing: σ, and the output of each shared module."""
+    """One way of computing: σ, and the output of each shared module, on the CPU."""
 
     scales: Tensor
     outputs: dict[str, Tensor]
@@ -74,7 +75,7 @@ def run(net: TCM, symbols: Symbols) -> Run:
 
     def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_: nn.Module, __: object, output: Tensor) -> None:
-            outputs[name] = output.double().cpu()
+            outputs[name] = output.cpu()
 
         return hook
 
@@ -87,7 +88,7 @@ def run(net: TCM, symbols: Symbols) -> Run:
     finally:
         for handle in handles:
             handle.remove()
-    return Run(latents.scales.double().cpu(), outputs)
+    return Run(latents.scales.cpu(), outputs)
 
 
 @contextlib.contextmanager
@@ -100,66 +101,90 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def runs(net: TCM, symbols: Symbols, devices: tuple[str, ...] = ("cpu",)) -> Iterator[tuple[str, Run]]:
-    """The same symbols in every way at hand: threads, batch, layout, attention kernel, precision, device.
+def all_devices() -> tuple[str, ...]:
+    """The CPU, and CUDA where there is one."""
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def runs(
+    net: TCM, symbols: Symbols, devices: Sequence[str] | None = None, batches: Sequence[int] = (2, 8)
+) -> Iterator[tuple[str, Run]]:
+    """The same symbols of one image in every way at hand: threads, batch, layout, attention kernel, precision, device.
 
     The network comes back as it was given, on the CPU in float32.
     """
-    one = Symbols(symbols.z[:1], symbols.y[:1])
-    for device in devices:
+    for device in all_devices() if devices is None else devices:
+        use_exact_arithmetic(torch.device(device))
         net.to(device)
-        yield f"{device}, float32", run(net, one)
+        yield f"{device}, float32", run(net, symbols)
         if device == "cpu":
-            for count in (1, 2, 3):
+            for count in {1, 2, 3} - {torch.get_num_threads()}:
                 with _threads(count):
-                    yield f"cpu, {count} threads", run(net, one)
-        for count in (2, 4, 8):
-            many = Symbols(one.z.repeat(count, 1, 1, 1), one.y.repeat(count, 1, 1, 1))
-            result = run(net, many)
+                    yield f"cpu, {count} threads" if count > 1 else "cpu, 1 thread", run(net, symbols)
+        for count in batches:
+            many = run(net, Symbols(symbols.z.repeat(count, 1, 1, 1), symbols.y.repeat(count, 1, 1, 1)))
             for item in (0, count - 1):
-                outputs = {name: output[item : item + 1] for name, output in result.outputs.items()}
-                yield f"{device}, item {item} of a batch of {count}", Run(result.scales[item : item + 1], outputs)
+                outputs = {name: output[item : item + 1] for name, output in many.outputs.items()}
+                yield f"{device}, in a batch of {count}", Run(many.scales[item : item + 1], outputs)
         net.to(memory_format=torch.channels_last)
-        last = Symbols(*(t.contiguous(memory_format=torch.channels_last) for t in (one.z, one.y)))
-        yield f"{device}, channels last", run(net, last)
+        yield (
+            f"{device}, channels last",
+            run(net, Symbols(*(t.contiguous(memory_format=torch.channels_last) for t in (symbols.z, symbols.y)))),
+        )
         net.to(memory_format=torch.contiguous_format)
         with sdpa_kernel(SDPBackend.MATH):
-            yield f"{device}, plain attention", run(net, one)
+            yield f"{device}, plain attention", run(net, symbols)
         net.double()
-        yield f"{device}, float64", run(net, one)
+        yield f"{device}, float64", run(net, symbols)
         net.float()
     net.to("cpu")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Drift:
-    """The largest differences between any two of several runs.
+    """The largest differences between any two of the runs that it was shown, over any number of images.
 
     Attributes:
-        log_scale: |Δ ln σ| over the elements whose σ lies within the scale table.
-        pair: the two ways that gave it.
-        modules: largest difference of each module's output, in units of `_size` of the element.
+        sigma: |Δσ|/(1 + σ), what the guard's D forgives.
+        log_scale: |Δ ln σ|.
+        pair: two ways as far apart as `sigma`.
+        modules: difference of each module's output, relative to its size (`size_of`).
     """
 
-    log_scale: float
-    pair: tuple[str, str]
-    modules: dict[str, float]
+    sigma: float = 0.0
+    log_scale: float = 0.0
+    pair: tuple[str, str] = ("", "")
+    modules: dict[str, float] = field(default_factory=dict)
 
-
-def drift(found: list[tuple[str, Run]]) -> Drift:
-    """Compare every two runs."""
-    worst, pair = 0.0, ("", "")
-    modules = dict.fromkeys(found[0][1].outputs, 0.0)
-    for (name_a, a), (name_b, b) in itertools.combinations(found, 2):
-        inside = (a.scales > SCALE_MIN) & (a.scales < SCALE_MAX) & (b.scales > 0)
-        if inside.any():
-            largest = float((a.scales[inside].log() - b.scales[inside].log()).abs().max())
-            if largest > worst:
-                worst, pair = largest, (name_a, name_b)
-        for name in modules:
-            difference = (a.outputs[name] - b.outputs[name]).abs() / _size(a.outputs[name])
-            modules[name] = max(modules[name], float(difference.max()))
-    return Drift(worst, pair, modules)
+    def add_image(self, found: Iterator[tuple[str, Run]]) -> None:
+        """Take in the runs of one image, one after another: what is kept is the least and the largest of each value."""
+        names: list[str] = []
+        low: dict[str, Tensor] = {}
+        high: dict[str, Tensor] = {}
+        lowest, highest = torch.empty(0), torch.empty(0)  # by which run each σ came out smallest and largest
+        for name, one in found:
+            values = {"": one.scales.double(), **one.outputs}
+            if not names:
+                low, high = ({key: value.clone() for key, value in values.items()} for _ in range(2))
+                lowest, highest = (torch.zeros_like(one.scales, dtype=torch.int16) for _ in range(2))
+            lowest[values[""] < low[""]] = len(names)
+            highest[values[""] > high[""]] = len(names)
+            for key, value in values.items():
+                low[key], high[key] = torch.minimum(low[key], value), torch.maximum(high[key], value)
+            names.append(name)
+        for key in low.keys() - {""}:
+            apart = ((high[key] - low[key]) / size_of(low[key])).max()
+            self.modules[key] = max(self.modules.get(key, 0.0), float(apart))
+        coded = (high[""] > SCALE_MIN) & (low[""] < SCALE_MAX) & (low[""] > 0)  # σ below the table is all the same
+        least, most = low[""][coded], high[""][coded]
+        if not len(least):
+            return
+        self.log_scale = max(self.log_scale, float((most / least).log().max()))
+        apart = (most - least) / (1 + least)
+        worst = int(apart.argmax())
+        if float(apart[worst]) > self.sigma:
+            self.sigma = float(apart[worst])
+            self.pair = (names[int(lowest[coded][worst])], names[int(highest[coded][worst])])
 
 
 def guard_share(codec: Codec, image: Image.Image) -> float:
@@ -167,11 +192,10 @@ def guard_share(codec: Codec, image: Image.Image) -> float:
     picture = from_pil(image)
     (whole,) = codec.analyse([picture])
     without = [part for part in whole.parts if not guard.is_guard(part[1])]
-    size = len(codec.pack(picture, whole))
-    return 1 - len(codec.pack(picture, replace(whole, parts=without))) / size
+    return 1 - len(codec.pack(picture, replace(whole, parts=without))) / len(codec.pack(picture, whole))
 
 
-def _size(output: Tensor) -> Tensor:
+def size_of(output: Tensor) -> Tensor:
     """What an element's error is relative to: itself, and the output's median, below which errors do not shrink."""
     return output.abs() + output.abs().median()
 
@@ -183,7 +207,7 @@ def add_noise(net: TCM, relative: dict[str, float], seed: int) -> list[Removable
     def disturb(amount: float) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(_: nn.Module, __: object, output: Tensor) -> Tensor:
             noise = torch.rand(output.shape, generator=generator).mul_(2).sub_(1).to(output)
-            return output + noise * amount * _size(output)
+            return output + noise * amount * size_of(output)
 
         return hook
 
