@@ -21,7 +21,7 @@ class Reader:
     """
 
     def __init__(self, coder: Coder, info: ModelInfo, container: Container, streams: int) -> None:
-        self._info = info
+        self._info, self._container = info, container
         self.mismatch = False
         self._decoder: Decoder | None = None
         self.error: IncompatibleModel | None = None
@@ -39,9 +39,10 @@ class Reader:
     def _fail(self, mismatch: SymbolMismatch) -> None:
         self.mismatch = True
         self._decoder = None
+        file, here = self._container, self._info
         self.error = IncompatibleModel(
-            f"the file is sound, but its symbols cannot be reproduced here with {self._info.name!r} "
-            f"(weights {self._info.fingerprint}): {mismatch}"
+            f"the file is sound, but its symbols cannot be reproduced here: {file.model!r} with weights "
+            f"{file.fingerprint} wrote it, {here.name!r} with weights {here.fingerprint} read it: {mismatch}"
         )
 
     def guard(self, elements: int) -> NDArray[np.int32]:

@@ -130,6 +130,18 @@ def test_weights_that_are_not_here(server: Server, bitstream: bytes) -> None:
     assert "tcm-l-mse-0.05" in str(problem["detail"])
 
 
+def test_symbols_that_cannot_be_reproduced(server: Server, photo: Image.Image) -> None:
+    """A sound file whose writer computed something else: tried again in float64, then named; never a wrong picture."""
+    ours = Zoo().get("tcm-xs-mse-0.013").info.fingerprint
+    written = read_container(Codec.load("tcm-xs-mse-0.0035", "cpu").encode(photo.crop((0, 0, 64, 64))))
+    forged = dataclasses.replace(written, fingerprint=ours, model="tcm-elsewhere")
+    before = server.metric("tcm_stage_duration_seconds_count", op="decode", stage="retry")
+    problem = assert_problem(decode(server, write_container(forged)), 409, "incompatible-model")
+    assert f"'tcm-elsewhere' with weights {ours} wrote it" in str(problem["detail"])
+    assert f"'tcm-xs-mse-0.013' with weights {ours} read it" in str(problem["detail"])
+    assert server.metric("tcm_stage_duration_seconds_count", op="decode", stage="retry") == before + 1
+
+
 def test_nothing_acceptable(server: Server, bitstream: bytes) -> None:
     for accept in ("text/html", "image/gif, image/*;q=0"):
         response = decode(server, bitstream, Accept=accept)
