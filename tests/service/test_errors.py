@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model import Codec, Zoo
 from model.container import read_container, write_container
 from service.errors import PROBLEMS
 from tests.service.conftest import Server, assert_problem, image_file
