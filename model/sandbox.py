@@ -134,7 +134,6 @@ class _Process:
             [sys.executable, "-m", "model.sandbox_process", str(self._shared), str(memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            bufsize=0,  # a second answer that came with the first must not hide from select in a buffer
             pass_fds=(self._shared,),
             env=os.environ | {"MALLOC_ARENA_MAX": "2"},  # every further arena reserves address space
         )

@@ -6,14 +6,13 @@ import asyncio
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
+from service.connection import Connection
 from service.errors import MEDIA_TYPE, HeadersTooLarge, MalformedRequest, Problem, RequestTimeout
 from service.headers import DEFAULTS
 from service.identity import REQUEST_ID_HEADER, new_request_id
 
 
-class Protocol(HttpToolsProtocol):
+class Protocol(Connection):
     """uvicorn's HTTP/1.1, which bounds neither the size of a head nor the time that it takes to arrive.
 
     Attributes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -45,20 +44,6 @@ def test_pictures_and_errors_are_those_of_the_reader(sandbox):
     files = [*seeds.images(), b"no image", (DATA / "photo.png").read_bytes()[:9000]]
     for data in files:
         assert described(sandbox.read_image, data) == described(read_image, data)
-
-
-def test_both_answers_at_once(sandbox, monkeypatch):
-    """A small picture is done before its size is looked at: the second answer must not be waited for in vain."""
-    wait = select.select
-
-    def late(*streams):
-        time.sleep(0.3)
-        return wait(*streams)
-
-    monkeypatch.setattr("model.sandbox.select.select", late)
-    monkeypatch.setattr("model.sandbox._PATIENCE", 5)
-    data = (DATA / "photo.png").read_bytes()
-    assert described(sandbox.read_image, data) == described(read_image, data)
 
 
 def test_several_threads(sandbox):

@@ -1,0 +1,95 @@
+"""What a connection may cost that sends or reads too slowly, or sends what is neither head nor body."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar
+
+import structlog
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+log = structlog.get_logger()
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, which waits for ever for a client that does not read its answer.
+
+    Attributes:
+        read_seconds: how often a client that has not read all of its answer is looked at.
+        read_rate: bytes a second that it must have read since; an answer stays in memory until it is read.
+        linger_seconds: that the rest of a body may take once the request has been answered.
+        max_framing: bytes in a row that are no body: chunk extensions, trailers.
+    """
+
+    read_seconds: ClassVar[float] = 30.0
+    read_rate: ClassVar[float] = 16 << 10
+    linger_seconds: ClassVar[float] = 5.0
+    max_framing: ClassVar[int] = 1 << 20
+
+    _pace: asyncio.TimerHandle | None = None
+    _linger: asyncio.TimerHandle | None = None
+    _unread = 0
+    _framing = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Any byte that the client has not read counts, not only what passes 64 KiB."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is left to wait for."""
+        _cancel(self._pace)
+        _cancel(self._linger)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what may be neither body nor the end of a request."""
+        self._framing += len(data)
+        super().data_received(data)
+        if self._framing > self.max_framing:
+            log.info("connection cut", reason="too much that is no body")
+            self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of body."""
+        self._framing = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The end of a request."""
+        self._framing = 0
+        _cancel(self._linger)
+        self._linger = None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer that did not wait for the whole body gives the rest a moment, then closes."""
+        unfinished = self.cycle is not None and self.cycle.more_body and not self.pipeline
+        super().on_response_complete()
+        if unfinished and not self._linger:
+            self._linger = self.loop.call_later(self.linger_seconds, self.transport.close)
+
+    def pause_writing(self) -> None:
+        """There is something that the client has not read."""
+        super().pause_writing()
+        self._unread = self.transport.get_write_buffer_size()
+        self._pace = self.loop.call_later(self.read_seconds, self._look)
+
+    def resume_writing(self) -> None:
+        """It has read everything."""
+        _cancel(self._pace)
+        super().resume_writing()
+
+    def _look(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        if 0 <= self._unread - unread < self.read_rate * self.read_seconds:
+            log.info("connection cut", reason="the client does not read its answer", unread=unread)
+            self.transport.abort()
+            return
+        self._unread = unread
+        self._pace = self.loop.call_later(self.read_seconds, self._look)
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer:
+        timer.cancel()

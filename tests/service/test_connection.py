@@ -1,0 +1,136 @@
+"""Clients that read or send slowly, or send what is neither head nor body: on real sockets, with no codec."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from service.protocol import Protocol
+
+LARGE = 16 << 20
+
+
+class Impatient(Protocol):
+    read_seconds = 0.4
+    read_rate = 64 << 10
+    linger_seconds = 0.4
+
+
+async def _large(_: Request) -> Response:
+    return Response(bytes(LARGE))
+
+
+async def _early(_: Request) -> Response:
+    return Response("no need of your body", status_code=400)
+
+
+async def _length(request: Request) -> Response:
+    return Response(str(len(await request.body())))
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    routes = [Route("/large", _large), Route("/early", _early, methods=["POST"]), Route("/", _length, methods=["POST"])]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(Starlette(routes=routes), http=Impatient, log_config=None, lifespan="off")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
+        thread.start()
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join(30)
+
+
+def connect(port: int) -> socket.socket:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    connection.settimeout(30)
+    connection.connect(("127.0.0.1", port))
+    return connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    answer = bytearray()
+    try:
+        while more := connection.recv(1 << 20):
+            answer += more
+    except ConnectionResetError:
+        pass
+    return bytes(answer)
+
+
+def test_who_does_not_read_is_cut_off(port: int) -> None:
+    with connect(port) as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(3)
+        assert len(read_all(connection)) < LARGE
+
+
+def test_who_reads_a_byte_now_and_then_is_cut_off(port: int) -> None:
+    with connect(port) as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _ in range(30):
+            connection.recv(1)
+            time.sleep(0.1)
+        assert len(read_all(connection)) < LARGE
+
+
+def test_who_reads_steadily_gets_all(port: int) -> None:
+    with connect(port) as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert len(read_all(connection).partition(b"\r\n\r\n")[2]) == LARGE
+
+
+def test_a_body_that_nobody_waits_for_any_more(port: int) -> None:
+    with connect(port) as connection:
+        connection.sendall(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 400")
+        gone = False
+        for _ in range(100):  # a byte now and then would keep it open
+            try:
+                connection.sendall(b"x")
+            except (BrokenPipeError, ConnectionResetError):
+                gone = True
+                break
+            time.sleep(0.1)
+        assert gone
+
+
+def test_a_body_that_comes_after_its_answer_is_no_harm(port: int) -> None:
+    with connect(port) as connection:
+        connection.sendall(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 400")
+        connection.sendall(b"12345POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc")
+        assert read_all(connection).endswith(b"3")
+
+
+@pytest.mark.parametrize("piece", [b"1;" + b"x" * 4000, b"0\r\n" + b"X-Trailer: y\r\n" * 300])
+def test_framing_without_end(port: int, piece: bytes) -> None:
+    """Chunk extensions and trailers are no body, and nothing else counts them."""
+    with connect(port) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + piece)
+        rest = piece[2:] if piece.startswith(b"1") else piece[3:]
+        sent = 0
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            while sent < 64 << 20:
+                connection.sendall(rest)
+                sent += len(rest)
+        assert sent < 32 << 20
+
+
+def test_small_chunks_are_a_body(port: int) -> None:
+    chunks = b"1\r\nx\r\n" * 300_000 + b"0\r\n\r\n"
+    with connect(port) as connection:
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + chunks)
+        assert read_all(connection).endswith(b"300000")
