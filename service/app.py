@@ -1,7 +1,7 @@
 """The composition root: settings -> zoo -> pool -> scheduler -> routes. Everything is made here, nothing is global.
 
 A request passes `Observe` (its id, its log line, its numbers), `SecurityHeaders`, `Cors` where other origins may call,
-then `BodyLimit` (bytes), then its handler in `routes/`.
+`Gate` (is there a place for it?) and `BodyLimit` (bytes), then its handler in `routes/`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from starlette.staticfiles import StaticFiles
 from model.devices import pick_device
 from model.zoo import Zoo, ZooEntry
 from service import answers, openapi
+from service.admission import Admission, Gate
 from service.context import Context
 from service.cors import Cors
 from service.headers import SecurityHeaders
-from service.health import Health
+from service.health import Farewell, Health
 from service.keys import Keys
 from service.limits import BodyLimit
 from service.metrics import Metrics, version
 from service.observe import Observe
 from service.pool import Pool
+from service.quota import Quota
 from service.routes import decode, encode, metrics, models, page, probes, problems
 from service.scheduler import Scheduler
 from service.settings import Settings
 from service.tracing import OFF, configured
+from service.watchdog import Watchdog
 
 log = structlog.get_logger()
 
@@ -51,7 +54,9 @@ def create_app(settings: Settings) -> FastAPI:
     zoo = Zoo(settings.model_dir)
     measured = Metrics()
     device = pick_device(settings.device)
-    pool = Pool(str(device), settings.memory_budget, measured)
+    watchdog = Watchdog(settings.hang_seconds)
+    admission = Admission(measured, max_items=settings.max_queue_items, max_pixels=settings.max_queue_pixels)
+    pool = Pool(str(device), settings.memory_budget, measured, watchdog)
     context = Context(
         settings=settings,
         zoo=zoo,
@@ -61,6 +66,8 @@ def create_app(settings: Settings) -> FastAPI:
         scheduler=Scheduler(
             pool,
             measured,
+            admission,
+            watchdog,
             workers=settings.workers,
             max_pixels=settings.max_pixels,
             max_batch_items=settings.max_batch_items,
@@ -68,6 +75,9 @@ def create_app(settings: Settings) -> FastAPI:
             image_seconds=settings.image_seconds,
         ),
         health=Health(),
+        admission=admission,
+        watchdog=watchdog,
+        quota=Quota(settings.quota_per_minute, settings.quota_burst) if settings.quota_per_minute else None,
         keys=Keys(settings.keys_file, measured) if settings.keys_file else None,
     )
     measured.models(entry.name for entry in zoo.entries())
@@ -110,9 +120,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/static/swagger", StaticFiles(directory=page.SWAGGER), name="swagger")
     app.mount("/static", StaticFiles(directory=page.WEB), name="static")
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Gate, admission=admission)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(Farewell, health=context.health)
     app.add_middleware(Observe, metrics=measured, tracing=tracing)  # added last, so outermost
     openapi.complete(app, secured=context.keys is not None)
     return app

@@ -5,6 +5,7 @@ A route names what it asks for: `@router.post(…, dependencies=[auth.ENCODE])`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Security
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from service.context import Context, Here
 from service.errors import InsufficientScope, InvalidKey, KeyRequired
 from service.identity import Record
-from service.keys import Scope
+from service.keys import Keys, Scope
 from service.limits import check_length, declared_length
 
 HEADER = "X-API-Key"
@@ -37,16 +38,22 @@ def authorise(request: Request, here: Context, *scopes: Scope) -> None:
         KeyRequired: it has no key.
         InvalidKey: its key is unknown, revoked or expired.
         InsufficientScope: its key is for something else.
+        QuotaExceeded: its caller has asked for too much of late.
     """
     check_length(declared_length(request.headers), here.settings.max_body_bytes)
-    if here.keys is None:
-        return
+    if here.keys is not None:
+        _identify(request, here, here.keys, scopes)
+    if here.quota is not None:
+        here.quota.spend(request.scope)
+
+
+def _identify(request: Request, here: Context, keys: Keys, scopes: Sequence[Scope]) -> None:
     presented = _presented(request)
     if presented is None:
         raise KeyRequired(
             f"send an API key as `Authorization: Bearer …` or `{HEADER}: …`", headers={"WWW-Authenticate": _CHALLENGE}
         )
-    key = here.keys.find(presented)
+    key = keys.find(presented)
     if key is None or key.expired:
         wrong = "the API key is unknown or was revoked" if key is None else f"the API key {key.id} has expired"
         challenge = f'{_CHALLENGE}, error="invalid_token", error_description="{wrong}"'

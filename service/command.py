@@ -49,6 +49,7 @@ def _serve(settings: Settings) -> int:
     from service.app import create_app
     from service.context import Context
     from service.protocol import Protocol
+    from service.server import Server, end
 
     log = structlog.get_logger()
     try:
@@ -71,7 +72,7 @@ def _serve(settings: Settings) -> int:
     if sys.stderr.isatty():
         sys.stderr.write(f"\n  {url}  on {here.pool.device}\n  models: {', '.join(installed)}\n\n")
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what uvicorn re-raises once it has shut down
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server handles it
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -82,7 +83,9 @@ def _serve(settings: Settings) -> int:
         timeout_graceful_shutdown=settings.timeout_ms // 1000 + 1,  # no request lives longer
     )
     with contextlib.suppress(KeyboardInterrupt), listener:
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config, here).run(sockets=[listener])
+    if not here.scheduler.closed:
+        end(0)  # the device is at a long step that nobody waits for; an orderly exit would
     return 0
 
 

@@ -9,12 +9,15 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from model.zoo import Zoo, ZooEntry
+from service.admission import Admission
 from service.health import Health
 from service.keys import Keys
 from service.metrics import Metrics
 from service.pool import Pool
+from service.quota import Quota
 from service.scheduler import Scheduler
 from service.settings import Settings
+from service.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Context:
     pool: Pool
     scheduler: Scheduler
     health: Health
+    admission: Admission
+    watchdog: Watchdog
+    quota: Quota | None
     keys: Keys | None = None
 
 

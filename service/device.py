@@ -6,17 +6,36 @@ is needed.
 
 from __future__ import annotations
 
+import threading
+import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
 from model.errors import OutOfMemory
 from model.stages import Stages
+from service.admission import Rate
+from service.errors import WorkerLost
 from service.metrics import Metrics
+from service.priority import give_way
 from service.queue import Item, Queue
+from service.watchdog import Watchdog
 
 log = structlog.get_logger()
+
+_SLOWEST_RATE = 20_000
+"""Pixels a second of one step (a tile, a slice) that is no hang: a large model on a slow CPU does ten times more."""
+
+_BATCHES_UNTIL_RAISED = 50
+"""That must have gone well before the limit of their pixels, lowered when memory ran out, is raised by a quarter."""
+
+
+_LAST_SECONDS = 10
+"""That the end of the process waits for a step that nobody else waits for."""
+
+
+class Abandoned(Exception):
+    """Nobody waits for the batch any more."""
 
 
 class Device:
@@ -24,31 +43,59 @@ class Device:
 
     Args:
         metrics: where batches are measured.
+        rate: of the device, told of every batch.
+        watchdog: notices a batch that hangs, and the end of the thread.
         max_batch_items: see `Queue`.
-        max_batch_pixels: see `Queue`; lowered for good when the device has run out of memory.
+        max_batch_pixels: see `Queue`; lowered when the device has run out of memory, raised again step by step.
     """
 
-    def __init__(self, metrics: Metrics, *, max_batch_items: int, max_batch_pixels: int) -> None:
-        self._metrics = metrics
+    def __init__(
+        self, metrics: Metrics, rate: Rate, watchdog: Watchdog, *, max_batch_items: int, max_batch_pixels: int
+    ) -> None:
+        self._metrics, self._rate, self._watchdog = metrics, rate, watchdog
+        self._max_batch_pixels = max_batch_pixels
+        self._went_well = 0  # batches since the limit was last changed
         self._queue = Queue(metrics, max_batch_items, max_batch_pixels)
-        self._thread = ThreadPoolExecutor(1, "device")
+        self._running: list[Item] = []
         metrics.batch_pixels_limit.set(max_batch_pixels)
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._thread.start()
 
     def put(self, item: Item) -> None:
         """Queue an item; its future says what became of it."""
         self._queue.put(item)
-        self._thread.submit(self._turn)
 
-    def _turn(self) -> None:
-        """One for each item put; those whose item went with an older one find less to do, or nothing."""
-        batch = self._queue.take()
-        if batch:
-            self._work(batch)
+    def _run(self) -> None:
+        give_way()
+        try:
+            while (batch := self._queue.take()) is not None:
+                self._running = batch = [item for item in batch if self._in_time(item)]
+                if batch:
+                    self._work(batch)
+        except BaseException as error:
+            log.exception("the device's thread has died")
+            self._watchdog.lose(f"the device's thread has died: {error!r}")
+
+    def _in_time(self, item: Item) -> bool:
+        """Whether it may be done before its deadline: under overload, work that comes too late would be all there is.
+
+        The rate is but an estimate: what keeps nobody waiting is tried, and what may need but half of it, too.
+        """
+        if not len(self._queue) or time.monotonic() + 0.5 * self._rate.seconds(item.kind.pixels) <= item.deadline:
+            return True
+        self._rate.doubt()
+        item.finish(Abandoned())
+        return False
 
     def _work(self, batch: list[Item]) -> None:
         """Give every item its result; a batch that fails as a whole is halved, down to the item that is to blame."""
         error = self._attempt(batch)
         if error is None:
+            return
+        if isinstance(error, Abandoned):
+            self._metrics.abandoned.inc()
+            for item in batch:
+                item.finish(error)
             return
         if isinstance(error, OutOfMemory):
             self._lower_limit(batch)
@@ -62,13 +109,24 @@ class Device:
 
     def _attempt(self, batch: list[Item]) -> Exception | None:
         kind, stages = batch[0].kind, Stages()
-        try:
-            results = kind.call([item.subject for item in batch], stages=stages)
-            finished = list(zip(batch, results, strict=True))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the requests are told
-            _drop_tensors(error)
-            return error
-        self._metrics.batch(kind.op, len(batch), len(batch) * kind.pixels, stages)
+        pixels = len(batch) * kind.pixels
+        start = time.perf_counter()
+        with self._watchdog.watch(f"the device, {kind.op} of {pixels} pixels,", pixels / _SLOWEST_RATE) as watch:
+
+            def heartbeat() -> None:
+                watch.beat()
+                if all(item.abandoned for item in batch):
+                    raise Abandoned
+
+            try:
+                results = kind.call([item.subject for item in batch], stages=stages, heartbeat=heartbeat)
+                finished = list(zip(batch, results, strict=True))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the requests are told
+                _drop_tensors(error)
+                return error
+        self._rate.add(len(batch), pixels, time.perf_counter() - start)
+        self._metrics.batch(kind.op, len(batch), pixels, stages)
+        self._raise_limit()
         for item, result in finished:
             item.stages.join(stages)
             item.finish(result)
@@ -77,14 +135,31 @@ class Device:
     def _lower_limit(self, batch: list[Item]) -> None:
         """To half of what did not fit."""
         pixels = len(batch) * batch[0].kind.pixels
-        self._queue.max_pixels = min(self._queue.max_pixels, pixels // 2)
-        self._metrics.batch_pixels_limit.set(self._queue.max_pixels)
+        self._set_limit(min(self._queue.max_pixels, pixels // 2))
         log.warning("out of memory", items=len(batch), pixels=pixels, max_batch_pixels=self._queue.max_pixels)
 
-    def close(self) -> None:
-        """Finish what has begun, drop what waits."""
-        self._queue.clear()
-        self._thread.shutdown(cancel_futures=True)
+    def _raise_limit(self) -> None:
+        """By a quarter, when it has long gone well: what took the memory may be gone."""
+        self._went_well += 1
+        if self._went_well >= _BATCHES_UNTIL_RAISED and self._queue.max_pixels < self._max_batch_pixels:
+            self._set_limit(min(self._max_batch_pixels, self._queue.max_pixels * 5 // 4 + 1))
+
+    def _set_limit(self, pixels: int) -> None:
+        self._queue.max_pixels, self._went_well = pixels, 0
+        self._metrics.batch_pixels_limit.set(pixels)
+
+    def give_up(self, reason: str) -> None:
+        """Tell all who wait for the device that it is lost, those whose batch hangs on it included."""
+        error = WorkerLost(reason, headers={"Retry-After": "1"})
+        self._queue.close(error)
+        for item in self._running:
+            item.finish(error)
+
+    def close(self) -> bool:
+        """Drop what waits, and finish what has begun if anybody waits for it. False if it is still at a long step."""
+        self._queue.close()
+        self._thread.join(_LAST_SECONDS)
+        return not self._thread.is_alive()
 
 
 def _drop_tensors(error: BaseException | None) -> None:

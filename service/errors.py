@@ -247,6 +247,16 @@ class HeadersTooLarge(Problem):
     status, code = 431, "headers-too-large"
 
 
+class QuotaExceeded(Problem):
+    """The caller has asked for more than its share.
+
+    The share is of its API key, or of its network address where there are no keys: the settings TCM_QUOTA_PER_MINUTE
+    and TCM_QUOTA_BURST. `Retry-After` says in how many seconds the next request will be taken.
+    """
+
+    status, code, rejects = 429, "quota-exceeded", True
+
+
 class ClientGone(Problem):
     """The client closed the connection before its answer was there.
 
@@ -286,10 +296,38 @@ class ModelUnavailable(Problem):
 class NotReady(Problem):
     """The service is not ready for requests.
 
-    Its models are being loaded or tried, or failed their trial.
+    Its models are being loaded or tried, or failed their trial, or it has been told to stop.
     """
 
     status, code = 503, "not-ready"
+
+
+class Saturated(Problem):
+    """The server has as much to do as it takes on.
+
+    The limits are the settings TCM_MAX_QUEUE_ITEMS and TCM_MAX_QUEUE_PIXELS. `Retry-After` says in how many seconds
+    what waits now will be done, as fast as the device has been of late.
+    """
+
+    status, code, rejects = 503, "saturated", True
+
+
+class Draining(Problem):
+    """The server is being stopped.
+
+    It finishes what it has begun and takes nothing new. Send the request again: another replica answers it.
+    """
+
+    status, code, rejects = 503, "draining", True
+
+
+class WorkerLost(Problem):
+    """The server's device no longer answers.
+
+    The process ends, and is replaced if it is supervised. Send the request again: another replica answers it.
+    """
+
+    status, code, rejects = 503, "worker-lost", True
 
 
 class DeadlineExceeded(Problem):

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import structlog
 from PIL import Image, ImageChops, ImageStat
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.stages import Stages
 from model.zoo import ZooEntry
@@ -23,26 +25,36 @@ class Health:
     """What the probes say.
 
     Attributes:
-        reason: why the service is not ready; None once it is.
+        trial: why the trial of the models is not passed; None once it is.
+        stopping: whether the process has been told to stop.
+        lost: why it can do no work any more; None as long as it can.
     """
 
     def __init__(self) -> None:
-        self.reason: str | None = "the models are being loaded"
+        self.trial: str | None = "the models are being loaded"
+        self.stopping = False
+        self.lost: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why no requests should come; None if they should."""
+        return self.lost or ("the server is being stopped" if self.stopping else self.trial)
 
     async def prove(self, scheduler: Scheduler, entries: Sequence[ZooEntry]) -> None:
         """Load and try these models, then declare the service ready, or say why it never will be."""
         for entry in entries:
-            self.reason = f"model {entry.name!r} is being tried"
+            self.trial = f"model {entry.name!r} is being tried"
             try:
-                psnr = await round_trip(scheduler, entry)
+                with scheduler.admission.exempt():
+                    psnr = await round_trip(scheduler, entry)
                 if psnr < MIN_PSNR:
                     raise ValueError(f"the known image came back with {psnr:.1f} dB instead of {MIN_PSNR:g}")
             except Exception as error:
-                self.reason = f"model {entry.name!r} failed its trial: {error}"
+                self.trial = f"model {entry.name!r} failed its trial: {error}"
                 log.exception("model failed its trial", model=entry.name)
                 return
             log.info("model tried", model=entry.name, psnr=round(psnr, 2))
-        self.reason = None
+        self.trial = None
         log.info("ready")
 
 
@@ -65,6 +77,23 @@ def _png(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
+
+
+class Farewell:
+    """ASGI middleware: once the server is being stopped, answers end their connections, so that none is cut later."""
+
+    def __init__(self, app: ASGIApp, health: Health) -> None:
+        self.app, self.health = app, health
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+
+        async def parting(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.health.stopping:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self.app(scope, receive, parting)
 
 
 def _psnr(a: Image.Image, b: Image.Image) -> float:

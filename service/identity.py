@@ -53,6 +53,7 @@ class Record:
         bytes_out: of the answer sent so far.
         problem: that it was answered with.
         stages: where its time went.
+        route: where it was going, for who is refused before routing.
     """
 
     request_id: str
@@ -63,6 +64,7 @@ class Record:
     bytes_out: int = 0
     problem: Problem | None = None
     stages: Stages = field(default_factory=Stages)
+    route: str | None = None
 
     @staticmethod
     def of(scope: Scope) -> Record:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from contextvars import ContextVar
 from types import TracebackType
 
 from starlette.requests import Request
 
 from service.errors import ClientGone, DeadlineExceeded
 
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+
+
+def deadline() -> float:
+    """When the request in hand ends, by `time.monotonic`; never, for work of the service's own."""
+    return _deadline.get()
+
 
 class Lifetime:
     """`async with Lifetime(request, seconds) as lifetime:` around the work of a handler.
 
-    Work that waits in a queue leaves it when cancelled; work that a thread has begun is finished and thrown away.
+    Work that waits in a queue leaves it when cancelled; on the device it ends before its next tile or slice; what the
+    other threads have begun is finished and thrown away.
     """
 
     def __init__(self, request: Request, seconds: float) -> None:
@@ -34,6 +45,7 @@ class Lifetime:
             self._timeout.reschedule(asyncio.get_running_loop().time())  # now
 
     async def __aenter__(self) -> Lifetime:
+        _deadline.set(time.monotonic() + self._seconds)
         await self._timeout.__aenter__()
         return self
 

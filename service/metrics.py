@@ -49,6 +49,17 @@ class Metrics:
             if problem.rejects:
                 self.rejected.labels(problem.code)
         self.ready = Gauge("tcm_ready", "1 while the service is ready, as /readyz says.", registry=registry)
+        self.places = Gauge(
+            "tcm_requests_inside", "Requests for work that were let in and not answered yet.", registry=registry
+        )
+        self.device_rate = Gauge(
+            "tcm_device_pixels_per_second",
+            "How fast the device has been of late, padding included; 0 before its first batch.",
+            registry=registry,
+        )
+        self.abandoned = Counter(
+            "tcm_batches_abandoned", "Batches given up on the device: nobody waited for them.", registry=registry
+        )
         self.queue_depth = Gauge("tcm_queue_depth", "Requests that wait for the device.", registry=registry)
         self.queue_pixels = Gauge(
             "tcm_queue_pixels", "Pixels of the requests that wait, padding included.", registry=registry

@@ -67,7 +67,7 @@ class Observe:
                 self.tracing.stages(span, record.stages)
 
     def _account(self, scope: Scope, record: Record, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", UNMATCHED)
+        route = getattr(scope.get("route"), "path", record.route or UNMATCHED)
         method = scope["method"] if scope["method"] in _METHODS else "other"
         code = record.problem.status if record.problem else status
         self.metrics.requests.labels(route, method, code).inc()

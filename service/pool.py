@@ -14,10 +14,13 @@ from model.codec import Codec
 from model.zoo import ZooEntry
 from service.errors import ModelUnavailable
 from service.metrics import Metrics
+from service.priority import give_way
+from service.watchdog import Watchdog
 
 log = structlog.get_logger()
 
 _BYTES_A_PARAMETER = 4  # weights run in float32
+_SLOWEST_DISK = 1e6  # bytes a second
 
 
 @dataclass
@@ -44,17 +47,18 @@ class Pool:
         device: where the models run.
         memory_budget: bytes of weights; a model in use is never evicted, so that the budget may be passed for a while.
         metrics: where loads and evictions are counted.
+        watchdog: notices a load that hangs.
     """
 
-    def __init__(self, device: str, memory_budget: int | None, metrics: Metrics) -> None:
+    def __init__(self, device: str, memory_budget: int | None, metrics: Metrics, watchdog: Watchdog) -> None:
         self.device = device
         self._budget = memory_budget
-        self._metrics = metrics
+        self._metrics, self._watchdog = metrics, watchdog
         self._residents: OrderedDict[str, Resident] = OrderedDict()  # the least recently used first
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._awaited: Counter[str] = Counter()  # requests on their way to each
         self._loading = asyncio.Lock()
-        self._loader = ThreadPoolExecutor(1, "load")
+        self._loader = ThreadPoolExecutor(1, "load", give_way)
         self._gauge()
 
     def resident(self, entry: ZooEntry) -> Resident | None:
@@ -92,7 +96,7 @@ class Pool:
             async with self._loading:
                 self._make_room(entry.info.parameters * _BYTES_A_PARAMETER)
                 loop = asyncio.get_running_loop()
-                codec = await loop.run_in_executor(self._loader, Codec.load, entry, self.device)
+                codec = await loop.run_in_executor(self._loader, self._load_watched, entry)
                 resident = self._residents[entry.info.fingerprint] = Resident(entry, codec, codec.memory_bytes)
         except Exception as error:
             self._metrics.model_load_failures.labels(entry.name).inc()
@@ -103,6 +107,11 @@ class Pool:
         self._metrics.model_load_duration.observe(seconds)
         self._gauge()
         log.info("model loaded", model=entry.name, seconds=round(seconds, 3), memory=resident.memory)
+
+    def _load_watched(self, entry: ZooEntry) -> Codec:
+        size = entry.info.parameters * _BYTES_A_PARAMETER
+        with self._watchdog.watch(f"loading model {entry.name!r}", size / _SLOWEST_DISK):
+            return Codec.load(entry, self.device)
 
     def _make_room(self, wanted: int = 0) -> None:
         """Evict idle models, the least recently used first, until `wanted` more bytes keep the budget."""

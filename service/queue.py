@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -41,20 +43,24 @@ class Item:
         kind: what it can share a batch with.
         subject: the picture or the container.
         stages: of its request.
+        deadline: by `time.monotonic`, after which nobody waits for it.
+        abandoned: nobody waits for it any more, whatever the device is doing with it.
         future: its result. Cancelling it works as long as the device has not begun.
     """
 
-    def __init__(self, kind: Kind, subject: object, stages: Stages) -> None:
-        self.kind, self.subject, self.stages = kind, subject, stages
+    def __init__(self, kind: Kind, subject: object, stages: Stages, deadline: float = math.inf) -> None:
+        self.kind, self.subject, self.stages, self.deadline = kind, subject, stages, deadline
+        self.abandoned = False
         self.future: Future[Any] = Future()
         self.since = time.perf_counter()
 
     def finish(self, result: object) -> None:
-        """What became of it; an error in place of a result is its own, not its neighbours'."""
-        if isinstance(result, Exception):
-            self.future.set_exception(result)
-        else:
-            self.future.set_result(result)
+        """What became of it; an error in place of a result is its own, not its neighbours'. The first word counts."""
+        with contextlib.suppress(InvalidStateError):
+            if isinstance(result, Exception):
+                self.future.set_exception(result)
+            else:
+                self.future.set_result(result)
 
 
 class Queue:
@@ -70,7 +76,10 @@ class Queue:
         self.max_items, self.max_pixels = max_items, max_pixels
         self._metrics = metrics
         self._waiting: dict[Item, None] = {}  # in the order of arrival
+        self._closed = False
+        self._error: Exception | None = None
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     def put(self, item: Item) -> None:
         """Wait, until taken or cancelled."""
@@ -78,26 +87,43 @@ class Queue:
             self._waiting[item] = None
             self._metrics.queue_depth.inc()
             self._metrics.queue_pixels.inc(item.kind.pixels)
+            self._changed.notify()
         item.future.add_done_callback(lambda _: self._remove(item))  # if it is cancelled while it waits
+        if self._closed:
+            self._refuse(item)
 
-    def take(self) -> list[Item]:
-        """The oldest item and those behind it that can share its batch; nothing if nothing waits."""
-        with self._lock:
-            oldest = next(iter(self._waiting), None)
-            if oldest is None:
-                return []
+    def take(self) -> list[Item] | None:
+        """Wait for an item; the oldest and those behind it that can share its batch. None once the queue is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if self._closed:
+                return None
+            oldest = next(iter(self._waiting))
             room = max(1, min(self.max_items, self.max_pixels // oldest.kind.pixels))
             batch = list(islice((item for item in self._waiting if item.kind == oldest.kind), room))
             for item in batch:
                 item.stages.add("queue", item.since, item.since + self._leave(item))
         return [item for item in batch if item.future.set_running_or_notify_cancel()]
 
-    def clear(self) -> None:
-        """Cancel all that waits."""
-        with self._lock:
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def close(self, error: Exception | None = None) -> None:
+        """Cancel all that waits, or fail it with this error; whatever comes later, too."""
+        with self._changed:
+            self._closed, self._error = True, error
+            self._changed.notify_all()
             waiting = list(self._waiting)
-        for item in waiting:  # each removes itself, for which it needs the lock
+        for item in waiting:
+            self._refuse(item)
+
+    def _refuse(self, item: Item) -> None:
+        """It removes itself when it is done, for which it needs the lock."""
+        if self._error is None:
             item.future.cancel()
+        else:
+            item.finish(self._error)
 
     def _remove(self, item: Item) -> None:
         with self._lock:

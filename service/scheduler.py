@@ -6,7 +6,7 @@
 
 While the device works on a batch, the images of the next one are read and the symbols of the last one are coded.
 The handlers' handle is `encode`, `inspect` and `decode`; that requests share the device, and batches, is nobody else's
-business. Cancelling one of them takes its work out of the queue; work that has begun is finished and thrown away.
+business. Cancelling one of them takes its work out of the queue, and off the device before its next tile or slice.
 """
 
 from __future__ import annotations
@@ -24,12 +24,20 @@ from model.pixels import Picture, Pixels, write_image
 from model.sandbox import Sandbox
 from model.stages import Stages
 from model.zoo import ZooEntry
-from service.device import Device
+from service.admission import Admission, Place
+from service.device import Abandoned, Device
+from service.errors import DeadlineExceeded
+from service.lifetime import deadline
 from service.metrics import Metrics
 from service.pool import Pool, Resident
+from service.priority import give_way
 from service.queue import Item, Kind
+from service.watchdog import Watchdog
 
 T = TypeVar("T")
+
+_FILE_SECONDS = 600
+"""That reading or writing the largest file may take on a slow machine, beyond the setting `hang_seconds`."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +60,24 @@ class Scheduler:
     Args:
         pool: the models.
         metrics: where stages and the queue are measured.
+        admission: who is let in.
+        watchdog: notices work that hangs.
         workers: threads that read files, and as many that write them.
         max_pixels: the second gate for size.
         max_batch_items: that go through the device together.
         max_batch_pixels: of those items, padding included.
         image_seconds: of processor time for one image file.
+
+    Attributes:
+        closed: whether everything has ended that was ever begun.
     """
 
     def __init__(
         self,
         pool: Pool,
         metrics: Metrics,
+        admission: Admission,
+        watchdog: Watchdog,
         *,
         workers: int,
         max_pixels: int,
@@ -70,25 +85,33 @@ class Scheduler:
         max_batch_pixels: int,
         image_seconds: float,
     ) -> None:
-        self._pool, self._metrics, self._max_pixels = pool, metrics, max_pixels
+        self.admission, self.closed = admission, False
+        self._pool, self._metrics, self._watchdog, self._max_pixels = pool, metrics, watchdog, max_pixels
         # two sets of threads: what leaves the device must not queue behind what has just arrived
-        self._files_in = ThreadPoolExecutor(workers, "files-in")
+        self._files_in = ThreadPoolExecutor(workers, "files-in", give_way)
         self._images = Sandbox(max_pixels, image_seconds)
-        self._device = Device(metrics, max_batch_items=max_batch_items, max_batch_pixels=max_batch_pixels)
-        self._files_out = ThreadPoolExecutor(workers, "files-out")
+        self._device = Device(
+            metrics, admission.rate, watchdog, max_batch_items=max_batch_items, max_batch_pixels=max_batch_pixels
+        )
+        self._files_out = ThreadPoolExecutor(workers, "files-out", give_way)
 
     async def encode(self, data: bytes, entry: ZooEntry, *, keep_metadata: bool = True, stages: Stages) -> Encoded:
         """An image file as a bitstream of this model."""
+        with self.admission.place() as place:
+            return await self._encode(data, entry, place, keep_metadata, stages)
 
+    async def _encode(self, data: bytes, entry: ZooEntry, place: Place, keep_metadata: bool, stages: Stages) -> Encoded:
         def read(timed: Stages) -> Picture:
             with timed("read_image"):
-                return self._images.read_image(data, self._max_pixels, keep_metadata=keep_metadata)
+                return self._images.read_image(
+                    data, self._max_pixels, keep_metadata=keep_metadata, announce=place.claim
+                )
 
         picture = await self._in_thread(self._files_in, "encode", read, stages)
         resident = await self._acquire("encode", entry, stages)
         codec = resident.codec
         kind = Kind("encode", codec.analyse, codec.padded(picture.width, picture.height))
-        analysis: Analysis = await self._on_device(resident, Item(kind, picture, stages))
+        analysis: Analysis = await self._on_device(resident, Item(kind, picture, stages, deadline()))
 
         def write(timed: Stages) -> bytes:
             return codec.pack(picture, analysis, stages=timed)
@@ -107,10 +130,15 @@ class Scheduler:
 
     async def decode(self, container: Container, entry: ZooEntry, file_format: str, *, stages: Stages) -> bytes:
         """The image file of a bitstream, with the model that it was written with."""
+        with self.admission.place() as place:
+            place.claim(container.width * container.height)
+            return await self._decode(container, entry, file_format, stages)
+
+    async def _decode(self, container: Container, entry: ZooEntry, file_format: str, stages: Stages) -> bytes:
         resident = await self._acquire("decode", entry, stages)
         codec = resident.codec
         kind = Kind("decode", codec.synthesise, codec.padded(container.width, container.height))
-        padded: Pixels = await self._on_device(resident, Item(kind, container, stages))
+        padded: Pixels = await self._on_device(resident, Item(kind, container, stages, deadline()))
 
         def write(timed: Stages) -> bytes:
             with timed("write_image"):
@@ -120,7 +148,7 @@ class Scheduler:
 
     async def _in_thread(self, threads: Executor, op: str, work: Callable[[Stages], T], stages: Stages) -> T:
         def measured() -> T:
-            with self._measured(op, stages) as timed:
+            with self._measured(op, stages) as timed, self._watchdog.watch(f"a file of {op}", _FILE_SECONDS):
                 return work(timed)
 
         return await asyncio.get_running_loop().run_in_executor(threads, measured)
@@ -138,7 +166,13 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         item.future.add_done_callback(ended)
         self._device.put(item)
-        return await asyncio.wrap_future(item.future)
+        try:
+            return await asyncio.wrap_future(item.future)
+        except asyncio.CancelledError:
+            item.abandoned = True
+            raise
+        except Abandoned:
+            raise DeadlineExceeded("it could not have been done before its deadline, and was not begun") from None
 
     @contextmanager
     def _measured(self, op: str, stages: Stages) -> Iterator[Stages]:
@@ -150,9 +184,13 @@ class Scheduler:
             stages.join(timed)
             self._metrics.stages(op, timed)
 
+    def give_up(self, reason: str) -> None:
+        """Tell all who wait for the device that it is lost."""
+        self._device.give_up(reason)
+
     def close(self) -> None:
         """Finish what has begun, drop what waits."""
         self._files_in.shutdown(cancel_futures=True)
         self._images.close()
-        self._device.close()
+        self.closed = self._device.close()
         self._files_out.shutdown(cancel_futures=True)

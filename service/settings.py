@@ -91,6 +91,33 @@ class Settings(BaseSettings):
         description="Most pixels of such a batch, each image padded to a multiple of 128; a larger image goes alone. "
         "By default 4000000 on a GPU and 500000 on a CPU, whose caches larger batches leave.",
     )
+    max_queue_items: PositiveInt = Field(
+        64,
+        description="Most requests that are waited for or worked on at once; more are answered with 503 before their "
+        "bodies are read.",
+    )
+    max_queue_pixels: PositiveInt = Field(
+        100_000_000, description="Most pixels of all those together; a single image may be larger."
+    )
+    quota_per_minute: PositiveInt | None = Field(
+        None,
+        description="Requests for work that each API key may make in a minute, or each network address where there "
+        "are no keys; more are answered with 429. By default there is no quota.",
+    )
+    quota_burst: PositiveInt = Field(10, description="Of that quota, the requests that may come at once.")
+    drain_seconds: float = Field(
+        5,
+        ge=0,
+        le=3600,
+        description="How long requests are still taken after SIGTERM, while load balancers learn from /readyz that "
+        "no more should come. What has begun is then finished.",
+    )
+    hang_seconds: float = Field(
+        60,
+        gt=0,
+        description="After so long without progress (longer for large images), a batch, a file or the load of a model "
+        "counts as hung: /livez fails, and the process exits with code 70.",
+    )
     keys_file: Path | None = Field(
         None,
         description="File of API keys, made by `tcm keys new`; followed, so that keys change without a restart. "

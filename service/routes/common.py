@@ -8,10 +8,15 @@ from typing import Annotated
 from fastapi import Query
 
 from service.context import Context
+from service.errors import Draining, QuotaExceeded, Saturated, WorkerLost
 
 TimeoutMs = Annotated[
     int | None, Query(ge=1, description="Deadline of the whole request; capped by the server.", examples=[5000])
 ]
+
+
+ADMISSION = (QuotaExceeded, Saturated, Draining, WorkerLost)
+"""What a route that asks for work can answer before it has looked at the request."""
 
 
 def seconds(here: Context, timeout_ms: int | None) -> float:

@@ -13,7 +13,7 @@ from service import auth, errors, negotiation, openapi
 from service.context import Here
 from service.identity import Record
 from service.lifetime import Lifetime
-from service.routes.common import TimeoutMs, seconds, server_timing
+from service.routes.common import ADMISSION, TimeoutMs, seconds, server_timing
 from service.upload import disposition, read_upload
 
 router = APIRouter(tags=["codec"])
@@ -35,6 +35,7 @@ _RESPONSES = openapi.problems(
     errors.OutOfMemory,
     errors.ModelUnavailable,
     errors.DeadlineExceeded,
+    *ADMISSION,
 ) | {
     200: {
         "description": "The image, in the format that `Accept` prefers.",

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,14 +68,18 @@ def wait_for(probe: Callable[[], T], seconds: float = 30) -> T:
     return value
 
 
-def start(folder: Path, **settings: object) -> Server:
-    """A server on a free port, as soon as it listens."""
+def start(
+    folder: Path, *, program: Sequence[str] = ("-m", "service"), ready: bool = True, **settings: object
+) -> Server:
+    """A server on a free port, as soon as it is ready (or listens); told to stop, it waits for no load balancer."""
+    settings = {"drain_seconds": 0} | settings
     variables = {key: value for key, value in os.environ.items() if not key.startswith("TCM_")}
+    variables["PYTHONPATH"] = os.pathsep.join([str(DATA.parents[1]), variables.get("PYTHONPATH", "")])
     variables |= {f"TCM_{name.upper()}": str(value) for name, value in settings.items()}
     log_file = folder / "log.jsonl"
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service", "--port", "0", "--device", "cpu"], stdout=log, env=variables
+            [sys.executable, *program, "--port", "0", "--device", "cpu"], stdout=log, env=variables
         )
 
     def listening() -> str | None:
@@ -83,12 +87,67 @@ def start(folder: Path, **settings: object) -> Server:
         complete = log_file.read_text().rpartition("\n")[0].splitlines()
         return next((e["url"] for e in map(json.loads, complete) if e["event"] == "listening"), None)
 
-    url = wait_for(listening, 60)
+    try:
+        url = wait_for(listening, 150)  # importing torch takes its time on a busy machine
+    except BaseException:
+        process.kill()
+        raise
     server = Server(process, log_file, url, httpx.Client(base_url=url, timeout=120))
     for path in ("/livez", "/readyz", "/startupz", "/v2/health/ready"):
         server.first_answers[path] = server.client.get(path)
-    wait_for(lambda: server.client.get("/readyz").is_success, 90)
+    if ready:
+        wait_for(lambda: server.client.get("/readyz").is_success, 150)
     return server
+
+
+@dataclass
+class Faults:
+    """What is to go wrong with a server of `faulty.py`: a file a fault."""
+
+    folder: Path
+
+    def cause(self, fault: str) -> None:
+        (self.folder / fault).touch()
+
+    def end(self, fault: str) -> None:
+        (self.folder / fault).unlink(missing_ok=True)
+
+    @contextmanager
+    def during(self, fault: str) -> Iterator[None]:
+        self.cause(fault)
+        try:
+            yield
+        finally:
+            self.end(fault)
+
+
+StartFaulty = Callable[..., tuple[Server, Faults]]
+
+
+@pytest.fixture(scope="module")
+def start_faulty(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Iterator[StartFaulty]:
+    """Starts servers with the tiny model and faults on demand; settings as keywords."""
+    running: list[Server] = []
+
+    def start_one(faults: Sequence[str] = (), *, wait: bool = True, **settings: object) -> tuple[Server, Faults]:
+        folder = tmp_path_factory.mktemp("faulty")
+        (folder / "models").mkdir()
+        (folder / "models" / tiny_file.name).write_bytes(tiny_file.read_bytes())
+        caused = Faults(folder)
+        for fault in faults:
+            caused.cause(fault)
+        os.environ["FAULTS"] = str(folder)
+        settings = {"default_model": "tcm-tiny-mse-0.01", "preload": "none"} | settings
+        program = [str(Path(__file__).with_name("faulty.py"))]
+        server = start(folder, program=program, ready=wait, model_dir=folder / "models", **settings)
+        running.append(server)
+        return server, caused
+
+    yield start_one
+    for server in running:
+        server.client.close()
+        server.process.kill()
+        server.process.wait(60)
 
 
 @pytest.fixture(scope="session")

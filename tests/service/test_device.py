@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +16,13 @@ from model.codec import Codec
 from model.errors import OutOfMemory
 from model.latent_coder import Analysis
 from model.pixels import Picture
-from model.stages import Stages
-from service.device import Device
+from model.stages import Heartbeat, Stages
+from service.admission import Rate
+from service.device import Abandoned, Device
+from service.errors import WorkerLost
 from service.metrics import Metrics
 from service.queue import Item, Kind
+from service.watchdog import Watchdog
 
 SIZE = (128, 128)
 PIXELS = 128 * 128
@@ -29,22 +33,25 @@ class Stage:
 
     def __init__(self, codec: Codec, *, max_batch_items: int = 8, max_batch_pixels: int = 8 * PIXELS) -> None:
         self.codec, self.metrics = codec, Metrics()
-        self.device = Device(self.metrics, max_batch_items=max_batch_items, max_batch_pixels=max_batch_pixels)
+        self.rate, self.watchdog = Rate(), Watchdog(60)
+        self.device = Device(
+            self.metrics, self.rate, self.watchdog, max_batch_items=max_batch_items, max_batch_pixels=max_batch_pixels
+        )
         self.attempts: list[list[Picture]] = []
         self.refuses: Callable[[Sequence[Picture]], Exception | None] = lambda _: None
 
-    def analyse(self, pictures: Sequence[Picture], *, stages: Stages) -> list[Analysis]:
+    def analyse(self, pictures: Sequence[Picture], *, stages: Stages, heartbeat: Heartbeat) -> list[Analysis]:
         self.attempts.append(list(pictures))
         if error := self.refuses(pictures):
             raise error
-        return self.codec.analyse(pictures, stages=stages)
+        return self.codec.analyse(pictures, stages=stages, heartbeat=heartbeat)
 
     @contextmanager
     def busy(self) -> Iterator[None]:
         """What is put meanwhile waits."""
         begun, go_on = threading.Event(), threading.Event()
 
-        def hold(_: Sequence[None], *, stages: Stages) -> list[None]:
+        def hold(_: Sequence[None], *, stages: Stages, heartbeat: Heartbeat) -> list[None]:
             begun.set()
             assert go_on.wait(60)
             return [None]
@@ -102,6 +109,18 @@ def test_out_of_memory_halves_the_batch_and_the_limit(stage: Stage, pictures: li
     assert stage.sizes[7:] == [2, 2, 1]  # it has learnt
 
 
+def test_the_limit_comes_back(stage: Stage, pictures: list[Picture]) -> None:
+    """What took the memory may be gone: after many batches that went well, a quarter more is tried."""
+    failures = iter([OutOfMemory("full")])
+    stage.refuses = lambda _: next(failures, None)
+    stage.put(pictures[0]).future.exception(60)
+    quick = Kind("encode", lambda some, **_: [None] * len(some), SIZE)
+    for _ in range(50):
+        assert stage.metric("tcm_batch_pixels_limit") == PIXELS // 2
+        stage.put(pictures[0], quick).future.result(60)
+    assert stage.metric("tcm_batch_pixels_limit") == PIXELS // 2 * 5 // 4 + 1
+
+
 def test_the_limit_never_stops_a_single_item(stage: Stage, pictures: list[Picture]) -> None:
     failures = iter([OutOfMemory("full")])
     stage.refuses = lambda _: next(failures, None)
@@ -123,7 +142,7 @@ def test_an_item_that_breaks_its_batch_fails_alone(stage: Stage, pictures: list[
 
 
 def test_a_failure_holds_no_tensors(stage: Stage, pictures: list[Picture]) -> None:
-    def call(_: Sequence[Picture], *, stages: Stages) -> list[Any]:
+    def call(_: Sequence[Picture], *, stages: Stages, heartbeat: Heartbeat) -> list[Any]:
         tensor = np.zeros(1000)
         raise OutOfMemory(f"full with {tensor.nbytes} bytes")
 
@@ -141,7 +160,7 @@ def test_the_oldest_goes_first_whatever_its_kind(tiny_codec: Codec, pictures: li
     order: list[str] = []
 
     def kind(name: str) -> Kind:
-        def call(some: Sequence[Picture], *, stages: Stages) -> list[None]:
+        def call(some: Sequence[Picture], *, stages: Stages, heartbeat: Heartbeat) -> list[None]:
             order.append(name * len(some))
             return [None] * len(some)
 
@@ -177,6 +196,53 @@ def test_what_is_cancelled_costs_the_device_nothing(stage: Stage, pictures: list
     assert [[id(p) for p in attempt] for attempt in stage.attempts] == [[id(pictures[1]), id(pictures[2])]]
     assert stage.metric("tcm_queue_depth") == 0
     assert stage.metric("tcm_queue_pixels") == 0
+
+
+def test_a_batch_is_given_up_when_nobody_waits_for_it(stage: Stage, pictures: list[Picture]) -> None:
+    begun, beats = threading.Event(), []
+
+    def call(some: Sequence[Picture], *, stages: Stages, heartbeat: Heartbeat) -> list[None]:
+        begun.set()
+        while len(beats) < 3000:
+            heartbeat()
+            beats.append(None)
+            time.sleep(0.01)
+        return [None] * len(some)
+
+    with stage.busy():
+        items = [stage.put(picture, Kind("encode", call, SIZE)) for picture in pictures[:2]]
+    assert begun.wait(60)
+    items[0].abandoned = True
+    so_far = len(beats)
+    while len(beats) < so_far + 3:
+        time.sleep(0.01)  # it goes on for the other
+    items[1].abandoned = True
+    assert isinstance(items[1].future.exception(60), Abandoned)
+    assert len(beats) < 3000
+    assert stage.metric("tcm_batches_abandoned_total") == 1
+    assert stage.packed(stage.put(pictures[0]))
+
+
+def test_what_would_come_too_late_is_not_begun_while_others_wait(stage: Stage, pictures: list[Picture]) -> None:
+    stage.rate.add(1, PIXELS, 100)  # a minute and a half each
+    with stage.busy():
+        alone = stage.put(pictures[0])
+        alone.deadline = time.monotonic() + 3
+        behind = stage.put(pictures[1], Kind("decode", lambda some, **_: [None], SIZE))
+    assert isinstance(alone.future.exception(60), Abandoned)
+    assert behind.future.result(60) is None
+    late = stage.put(pictures[2])
+    late.deadline = time.monotonic() + 3
+    assert stage.packed(late)  # it keeps nobody waiting: it may try
+
+
+def test_a_lost_device_tells_who_waits(stage: Stage, pictures: list[Picture]) -> None:
+    with stage.busy():
+        waiting = stage.put(pictures[0])
+        stage.device.give_up("it is gone")
+        for item in (waiting, stage.put(pictures[1])):
+            with pytest.raises(WorkerLost, match="it is gone"):
+                item.future.result(60)
 
 
 def test_what_waits_at_the_end_is_dropped(stage: Stage, pictures: list[Picture]) -> None:

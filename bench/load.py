@@ -1,0 +1,166 @@
+"""A client that costs little: HTTP/1.1 on bare sockets, open and closed loops. For `resilience.py`.
+
+A client library takes a millisecond or more of the processor for each request; beside the service, on the same cores,
+that would be measured instead of the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import quantiles
+from urllib.parse import urlsplit
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+TIMEOUT = 130.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request's end.
+
+    Attributes:
+        due: when it was to be sent.
+        end: when its answer was there.
+        status: of HTTP, or the name of what went wrong on the connection.
+        code: of a problem.
+        retry_after: seconds.
+    """
+
+    due: float
+    end: float
+    status: int | str
+    code: str = ""
+    retry_after: int | None = None
+
+    @property
+    def milliseconds(self) -> float:
+        return 1000 * (self.end - self.due)
+
+
+@dataclass
+class Answers(list[Answer]):
+    """All of a run."""
+
+    start: float = field(default_factory=time.perf_counter)
+
+    def milliseconds(self, *statuses: int) -> list[float]:
+        return sorted(answer.milliseconds for answer in self if answer.status in statuses)
+
+    def per_second(self, begin: float, end: float) -> float:
+        """Answers with 200 that came between two moments."""
+        return sum(answer.status == 200 and begin <= answer.end < end for answer in self) / (end - begin)
+
+    def kinds(self) -> dict[str, int]:
+        return dict(Counter(f"{a.status} {a.code}".strip() for a in self))
+
+    def failures(self) -> dict[str, int]:
+        return {kind: count for kind, count in self.kinds().items() if kind != "200"}
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    if len(values) < 2:
+        return values[0] if values else float("nan")
+    return quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+class Client:
+    """Sends one file to one address, each request on an idle connection or a new one."""
+
+    def __init__(self, url: str, body: bytes, path: str = "/v1/encode") -> None:
+        self.host, self.port = urlsplit(url).hostname or "", urlsplit(url).port or 80
+        head = f"POST {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Length: {len(body)}\r\n\r\n"
+        self.request = head.encode() + body
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def send(self, due: float | None = None) -> Answer:
+        """Latency counts from the moment a request was due."""
+        due = time.perf_counter() if due is None else due
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                return await self._send(due)
+        except (OSError, EOFError, TimeoutError) as error:
+            return Answer(due, time.perf_counter(), type(error).__name__)
+
+    async def _send(self, due: float) -> Answer:
+        reader, writer = self._idle.pop() if self._idle else await self.connect()
+        writer.write(self.request)
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+            headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:-2])
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
+        except BaseException:
+            writer.close()
+            raise
+        end = time.perf_counter()
+        if headers.get("connection") == "close":
+            writer.close()
+        else:
+            self._idle.append((reader, writer))
+        problem = json.loads(body) if "problem+json" in headers.get("content-type", "") else {}
+        retry_after = headers.get("retry-after")
+        return Answer(
+            due, end, int(head.split(" ")[1]), problem.get("code", ""), int(retry_after) if retry_after else None
+        )
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(self.host, self.port, limit=1 << 20)
+
+    def close(self) -> None:
+        for _, writer in self._idle:
+            writer.close()
+        self._idle.clear()
+
+
+async def closed_loop(client: Client, clients: int, seconds: float, answers: Answers, bar: Callable[[], None]) -> None:
+    """So many clients, each sends its next request when it has its answer."""
+    end = time.perf_counter() + seconds
+
+    async def one() -> None:
+        while time.perf_counter() < end:
+            answers.append(await client.send())
+            bar()
+
+    await asyncio.gather(*(one() for _ in range(clients)))
+
+
+async def open_loop(client: Client, rate: float, seconds: float, answers: Answers, bar: Callable[[], None]) -> None:
+    """Requests come at random (Poisson), whatever has been answered; ends when all are answered."""
+    randomness = random.Random(0)
+
+    async def one(due: float) -> None:
+        answers.append(await client.send(due))
+
+    due = start = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        while (due := due + randomness.expovariate(rate)) - start < seconds:
+            await asyncio.sleep(max(0, due - time.perf_counter()))
+            group.create_task(one(due))
+            bar()
+
+
+class Bar:
+    """A progress bar by the clock: `with Bar("soak", 60) as tick:`, then call `tick()` now and then."""
+
+    def __init__(self, what: str, seconds: float) -> None:
+        columns = (TextColumn("{task.description:<24}"), BarColumn(40), TimeRemainingColumn())
+        self._progress = Progress(*columns, transient=True)
+        self._task = self._progress.add_task(what, total=seconds)
+        self._start = time.perf_counter()
+
+    def __call__(self) -> None:
+        self._progress.update(self._task, completed=time.perf_counter() - self._start)
+
+    def __enter__(self) -> Bar:
+        self._start = time.perf_counter()
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()

@@ -1,0 +1,207 @@
+"""Who is let in: a bound on the requests and pixels that are inside, and what those refused are told.
+
+A request takes its place before its body is read, says how many pixels it has as soon as its header is known, and
+leaves when its answer begins. Who finds no place is refused at once: that costs no parsing, no memory and no thread.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.answers import answer
+from service.errors import Draining, Problem, Saturated, WorkerLost
+from service.identity import Record
+from service.metrics import Metrics
+
+WORK = frozenset({"/v1/encode", "/v1/decode", "/v1/bitstreams"})
+"""Where a POST means work for the device."""
+
+_MOST_SECONDS = 600  # that anyone is told to wait
+_place: ContextVar[Place] = ContextVar("place")
+
+
+class Rate:
+    """How fast the device works, of late. Any thread may call it."""
+
+    _KEPT = 0.9  # of the past, with each batch
+
+    def __init__(self) -> None:
+        self._items = self._pixels = self._seconds = 0.0
+
+    def add(self, items: int, pixels: int, seconds: float) -> None:
+        """A batch was done."""
+        kept = self._KEPT
+        self._items, self._pixels, self._seconds = (
+            kept * self._items + items,
+            kept * self._pixels + pixels,
+            kept * self._seconds + seconds,
+        )
+
+    def doubt(self) -> None:
+        """Somebody was turned away because of this estimate: the next is judged a little more kindly."""
+        self._seconds *= 0.95
+
+    @property
+    def pixels_per_second(self) -> float:
+        """0 as long as nothing was measured."""
+        return self._pixels / self._seconds if self._seconds else 0.0
+
+    def seconds(self, pixels: float, items: int = 0) -> float:
+        """What pixels will take, and items whose pixels are not known yet; 0 as long as nothing was measured."""
+        if not self._pixels:
+            return 0.0
+        return (pixels + items * self._pixels / self._items) / self.pixels_per_second
+
+
+class Place:
+    """One request inside.
+
+    Attributes:
+        pixels: it has said that it has; None as long as it has not.
+    """
+
+    def __init__(self, admission: Admission, *, exempt: bool = False) -> None:
+        self._admission, self._exempt = admission, exempt
+        self.pixels: int | None = None
+        self.left = False
+
+    def claim(self, pixels: int) -> None:
+        """Say how large the picture is, before it costs anything.
+
+        Raises:
+            Saturated: there is no room for so many; whoever is alone has room for any number.
+        """
+        if not self._exempt:
+            self._admission.claim(self, pixels)
+
+    def leave(self) -> None:
+        """Make room. A second time does nothing."""
+        if not self._exempt:
+            self._admission.leave(self)
+
+
+class Admission:
+    """The places. Any thread may call it.
+
+    Args:
+        max_items: requests that may be inside.
+        max_pixels: of all of them together.
+
+    Attributes:
+        rate: of the device.
+        closed: the process is about to end, nobody is let in.
+        lost: why no work can be done any more.
+    """
+
+    def __init__(self, metrics: Metrics, *, max_items: int, max_pixels: int) -> None:
+        self.rate = Rate()
+        self.closed = False
+        self.lost: str | None = None
+        self._metrics, self._max_items, self._max_pixels = metrics, max_items, max_pixels
+        self._inside: set[Place] = set()
+        self._pixels = 0
+        self._lock = threading.Lock()
+        metrics.places.set_function(lambda: len(self._inside))
+        metrics.device_rate.set_function(lambda: self.rate.pixels_per_second)
+
+    def enter(self) -> Place:
+        """A place.
+
+        Raises:
+            Saturated: there is none; the problem says when to come again.
+            Draining: this process is about to end.
+            WorkerLost: it will never do any work again.
+        """
+        if self.lost:
+            raise WorkerLost(self.lost, headers={"Retry-After": "1"})
+        if self.closed:
+            raise Draining("this server is being stopped; another takes its place", headers={"Retry-After": "1"})
+        with self._lock:
+            if len(self._inside) >= self._max_items or self._pixels >= self._max_pixels:
+                raise self._saturated()
+            place = Place(self)
+            self._inside.add(place)
+        return place
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """The place that the request in hand has; one of its own for work that has none yet."""
+        if place := _place.get(None):
+            yield place
+            return
+        place = self.enter()
+        try:
+            yield place
+        finally:
+            place.leave()
+
+    @contextmanager
+    def exempt(self) -> Iterator[None]:
+        """For the service's own trial, which must not fail because others have taken the places."""
+        token = _place.set(Place(self, exempt=True))
+        try:
+            yield
+        finally:
+            _place.reset(token)
+
+    def claim(self, place: Place, pixels: int) -> None:
+        """See `Place.claim`."""
+        with self._lock:
+            others = self._pixels - (place.pixels or 0)
+            if others and others + pixels > self._max_pixels:
+                raise self._saturated()
+            if not place.left:
+                self._pixels, place.pixels = others + pixels, pixels
+
+    def leave(self, place: Place) -> None:
+        """See `Place.leave`."""
+        with self._lock:
+            self._inside.discard(place)
+            if not place.left:
+                self._pixels -= place.pixels or 0
+            place.left = True
+
+    def _saturated(self) -> Saturated:
+        unknown = sum(place.pixels is None for place in self._inside)
+        wait = self.rate.seconds(self._pixels, unknown)
+        seconds = max(1, min(math.ceil(wait), _MOST_SECONDS))
+        return Saturated(
+            f"{len(self._inside)} requests are waiting or being worked on; try again in {seconds} s",
+            headers={"Retry-After": str(seconds)},
+        )
+
+
+class Gate:
+    """ASGI middleware: who asks for work takes a place, or is refused before anything of the body is read."""
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self.app, self.admission = app, admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in WORK:
+            await self.app(scope, receive, send)
+            return
+        Record.of(scope).route = scope["path"]  # so that who is refused before routing is counted where it belongs
+        try:
+            place = self.admission.enter()
+        except Problem as refusal:
+            await answer(scope, refusal)(scope, receive, send)
+            return
+        token = _place.set(place)
+
+        async def leaving(message: Message) -> None:
+            place.leave()  # when the answer begins: who reads it slowly keeps nobody out
+            await send(message)
+
+        try:
+            await self.app(scope, receive, leaving)
+        finally:
+            _place.reset(token)
+            place.leave()

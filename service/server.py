@@ -1,0 +1,114 @@
+"""The server's own life: how it stops when told to, and how it ends when it can work no more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from service.context import Context
+
+log = structlog.get_logger()
+
+EXIT_LOST = 70
+"""Exit code of a process whose device, or whose event loop, no longer answers; a hung event loop ends with 1."""
+
+_SECONDS_TO_SPEAK = 1.0  # for a connection that was made just before the end
+_LAST_SECONDS = 3.0  # in which /livez is seen to fail, and those who wait are told
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with two ends of its own.
+
+    SIGTERM: readiness off at once, requests are still served for `drain_seconds`, then nobody is let in, what has
+    begun is finished, and the exit code is 0. SIGINT: the same, at once. A second signal ends it on the spot.
+    Work that hangs: `/livez` fails, whoever waits is told, the stacks of all threads go to standard error, exit code
+    70.
+    """
+
+    def __init__(self, config: uvicorn.Config, here: Context) -> None:
+        super().__init__(config)
+        self._here = here
+        self._stop_at: float | None = None
+        self._exit_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """A signal has come."""
+        if self._here.health.stopping:
+            end(128 + sig)
+        self._here.health.stopping = True
+        self._stop_at = time.monotonic() + (self._here.settings.drain_seconds if sig == signal.SIGTERM else 0)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: look whether all is well, and whether it is time to stop."""
+        here = self._here
+        _watch_event_loop(here.settings.hang_seconds)
+        lost = here.watchdog.lost()
+        if lost and self._exit_at is None:
+            self._exit_at = time.monotonic() + _LAST_SECONDS
+            log.critical("work has stopped, the process ends", reason=lost)
+            here.health.lost = here.admission.lost = lost
+            here.scheduler.give_up(lost)
+        if self._exit_at and time.monotonic() > self._exit_at:
+            faulthandler.dump_traceback()
+            end(EXIT_LOST)
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let nobody in any more, and finish what has begun. What hangs even then is cut off."""
+        _watch_event_loop((self.config.timeout_graceful_shutdown or 0) + self._here.settings.hang_seconds)
+        await self._close_doors(sockets or [])
+        self._here.admission.closed = True
+        await super().shutdown(sockets)
+        faulthandler.cancel_dump_traceback_later()
+
+    async def _close_doors(self, sockets: list[socket.socket]) -> None:
+        """Close the listeners without losing whom they have let in: in the kernel's queue, or about to send."""
+        loop = asyncio.get_running_loop()
+        connections = [connection for listener in sockets for connection in _waiting(listener)]
+        for server in self.servers:
+            server.close()
+        for listener in sockets:
+            listener.close()
+        for connection in connections:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        if self._here.settings.drain_seconds:
+            await asyncio.sleep(_SECONDS_TO_SPEAK)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+
+def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    """Connections that the kernel has accepted, and nobody else yet; closing the listener would reset them."""
+    listener.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            yield listener.accept()[0]
+
+
+def _watch_event_loop(seconds: float) -> None:
+    """End the process with code 1 and every thread's stack, unless called again in time; needs no GIL for that."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+
+
+def end(code: int) -> None:
+    """Now: threads that hang would keep an orderly exit from ever coming."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)

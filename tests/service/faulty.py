@@ -1,0 +1,53 @@
+"""The service with faults on demand: `python faulty.py …` as `python -m service …`.
+
+Each fault lasts as long as a file of its name lies in the folder FAULTS: `hold` (the device is busy, and shows that
+it goes on), `hang` (it does not), `freeze` (it keeps the interpreter to itself), `die` (its thread ends), `memory` (no
+room for more than one item), `load` (loading a model hangs).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from model.codec import Codec
+from model.errors import OutOfMemory
+from service.command import run
+
+FAULTS = Path(os.environ["FAULTS"])
+_load, _analyse = Codec.load, Codec.analyse
+
+
+def wanted(fault: str) -> bool:
+    return (FAULTS / fault).exists()
+
+
+def load(*arguments: Any, **options: Any) -> Codec:
+    while wanted("load"):
+        time.sleep(0.02)
+    return _load(*arguments, **options)
+
+
+def analyse(codec: Codec, pictures: Any, *, stages: Any, heartbeat: Any) -> Any:
+    while wanted("hold"):
+        heartbeat()
+        time.sleep(0.005)
+    while wanted("hang"):
+        time.sleep(0.02)
+    if wanted("freeze"):
+        ctypes.PyDLL(None).sleep(600)  # without letting go of the GIL
+    if wanted("die"):
+        raise SystemExit
+    if wanted("memory") and len(pictures) > 1:
+        raise OutOfMemory("full")
+    return _analyse(codec, pictures, stages=stages, heartbeat=heartbeat)
+
+
+if __name__ == "__main__":
+    Codec.load = load  # type: ignore[method-assign,assignment]
+    Codec.analyse = analyse  # type: ignore[method-assign,assignment]
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,128 @@
+"""What hangs or dies is noticed, told and replaced; what is told to stop stops without losing anything."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from bench.load import Answers, Client, open_loop
+from bench.replicas import NGINX, Replica, nginx, proxied, replicas
+from bench.replicas import wait_for as wait_for_replicas
+from service.server import EXIT_LOST
+from tests.service.conftest import StartFaulty, assert_problem, image_file, wait_for
+
+HANG_SECONDS = 8
+"""More than anything takes here that does not hang, however busy the machine is."""
+SMALL = image_file(Image.new("RGB", (100, 90)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "said"), [("hang", "no progress"), ("die", "has died")])
+def test_a_device_that_no_longer_works(start_faulty: StartFaulty, fault: str, said: str) -> None:
+    """All who wait are told, /livez fails, the process ends."""
+    server, faults = start_faulty(hang_seconds=HANG_SECONDS)
+    assert server.client.post("/v1/encode", content=SMALL).status_code == 200
+    faults.cause(fault)
+    with ThreadPoolExecutor(3) as clients:
+        answers = [clients.submit(httpx.post, f"{server.url}/v1/encode", content=SMALL, timeout=90) for _ in range(3)]
+        dead = wait_for(lambda: (r := server.client.get("/livez")).status_code == 503 and r)
+        assert said in str(assert_problem(dead, 503, "worker-lost")["detail"])
+        assert_problem(server.client.get("/v2/health/live"), 503, "worker-lost")
+        assert_problem(server.client.get("/readyz"), 503, "not-ready")
+        assert_problem(server.client.post("/v1/encode", content=SMALL), 503, "worker-lost")
+        for answer in answers:
+            assert_problem(answer.result(), 503, "worker-lost")
+    assert server.process.wait(60) == EXIT_LOST
+    assert any(e["level"] == "critical" for e in server.log())
+
+
+@pytest.mark.slow
+def test_a_model_that_loads_for_ever(start_faulty: StartFaulty) -> None:
+    server, _ = start_faulty(["load"], hang_seconds=HANG_SECONDS, preload="tcm-tiny-mse-0.01", wait=False)
+    dead = wait_for(lambda: (r := server.client.get("/livez")).status_code == 503 and r)
+    assert "tcm-tiny-mse-0.01" in str(assert_problem(dead, 503, "worker-lost")["detail"])
+    assert server.process.wait(60) == EXIT_LOST
+
+
+@pytest.mark.slow
+def test_an_event_loop_that_stands_still(start_faulty: StartFaulty) -> None:
+    """Nothing can answer any more; the process ends all the same."""
+    server, faults = start_faulty(hang_seconds=HANG_SECONDS)
+    assert server.client.post("/v1/encode", content=SMALL).status_code == 200
+    faults.cause("freeze")
+    with pytest.raises(httpx.HTTPError):
+        server.client.post("/v1/encode", content=SMALL)
+    assert server.process.wait(60) == 1
+
+
+def test_sigterm_loses_nothing(start_faulty: StartFaulty) -> None:
+    server, faults = start_faulty(["hold"], drain_seconds=2)
+    with ThreadPoolExecutor(2) as clients:
+        begun = clients.submit(httpx.post, f"{server.url}/v1/encode", content=SMALL, timeout=60)
+        wait_for(lambda: server.metric("tcm_requests_inside") == 1)
+        server.process.send_signal(signal.SIGTERM)
+        unready = wait_for(lambda: (r := server.client.get("/readyz")).status_code == 503 and r)
+        assert_problem(unready, 503, "not-ready")
+        assert server.client.get("/livez").status_code == 200
+        late = clients.submit(httpx.post, f"{server.url}/v1/encode", content=SMALL, timeout=60)  # it is still taken
+        wait_for(lambda: server.metric("tcm_requests_inside") == 2)
+        with pytest.raises(httpx.ConnectError):
+            wait_for(lambda: not httpx.get(f"{server.url}/livez"))  # until nobody is let in any more
+        faults.end("hold")
+        for answer in (begun.result(), late.result()):
+            assert answer.status_code == 200
+            assert answer.headers["connection"] == "close"
+    assert server.process.wait(60) == 0
+
+
+def test_a_second_sigterm_is_quick(start_faulty: StartFaulty) -> None:
+    server, _ = start_faulty(["hold"], drain_seconds=60)
+    with ThreadPoolExecutor(1) as clients:
+        begun = clients.submit(httpx.post, f"{server.url}/v1/encode", content=SMALL, timeout=60)
+        wait_for(lambda: server.metric("tcm_requests_inside") == 1)
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: server.client.get("/readyz").status_code == 503)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 128 + signal.SIGTERM
+        assert isinstance(begun.exception(), httpx.HTTPError)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+def test_a_rolling_restart_behind_nginx_loses_nothing(tmp_path: Path, tiny_file: Path) -> None:
+    """Two replicas behind the nginx of docker compose, replaced one by one under constant load."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / tiny_file.name).write_bytes(tiny_file.read_bytes())
+    settings = f"--device cpu --model-dir {tmp_path}/models --default-model tcm-tiny-mse-0.01 --preload none"
+    answers = Answers()
+
+    def replace(two: list[Replica]) -> list[int]:
+        codes = []
+        for replica in two:
+            replica.stop()
+            codes.append(replica.process.wait(120))
+            replica.start()
+            wait_for_replicas([replica])
+        return codes
+
+    async def under_load(two: list[Replica], url: str) -> list[int]:
+        client = Client(url, SMALL)
+        task = asyncio.create_task(asyncio.to_thread(replace, two))
+        while not task.done():
+            await open_loop(client, 15, 1, answers, lambda: None)
+        client.close()
+        return await task
+
+    with (
+        replicas(2, [*settings.split(), "--drain-seconds", "1"]) as two,
+        nginx([replica.port for replica in two], tmp_path) as url,
+    ):
+        assert asyncio.run(under_load(two, url)) == [0, 0]
+    assert answers.kinds() == {"200": len(answers)}
+    assert len({entry["replica"] for entry in proxied(tmp_path)}) >= 2  # both have worked
