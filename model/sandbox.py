@@ -134,6 +134,7 @@ class _Process:
             [sys.executable, "-m", "model.sandbox_process", str(self._shared), str(memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,  # a second answer must stay in the pipe, where `select` sees it
             pass_fds=(self._shared,),
             env=os.environ | {"MALLOC_ARENA_MAX": "2"},  # every further arena reserves address space
         )

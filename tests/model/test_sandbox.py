@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -78,6 +79,16 @@ def test_the_size_is_announced_before_it_is_decoded(sandbox):
     with pytest.raises(Refused):
         sandbox.read_image((DATA / "photo.png").read_bytes(), announce=refuse)
     assert sandbox.read_image((DATA / "photo.png").read_bytes()).width == 384
+
+
+def test_answers_that_come_together_are_both_seen(sandbox, monkeypatch):
+    """The size and the picture of a small file may both be there when the first is read."""
+    monkeypatch.setattr("model.sandbox._PATIENCE", 20)
+    out, sizes = io.BytesIO(), []
+    Image.new("RGB", (1, 1)).save(out, "PNG")
+    for _ in range(200):
+        sandbox.read_image(out.getvalue(), announce=sizes.append)
+    assert sizes == [1] * 200
 
 
 def test_time_has_an_end(sandbox):
