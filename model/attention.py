@@ -1,18 +1,24 @@
 """Window attention, plain and shifted, on channels-last maps (TCM paper, section 3.2; Swin Transformer).
 
 Maps are (B, H, W, C) here. A transformer block cuts its map into windows once, works on windows throughout and joins
-them at the end, so that attention, layer norms and the MLP all see contiguous channels.
+them at the end, so that attention, layer norms and the MLP all see contiguous channels. On CPUs, without gradients, it
+goes through the map in bands of windows instead, which stay in the cache, and nothing is cut (model/windows.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model import fused, windows
+
 _FEW_SCORES = 1 << 24  # up to here the naive form is the faster one in training, on a CPU by far
+_BAND = 1 << 21  # activations of the MLP that a band may have: they stay in the cache
 _GRADIENT_SHARE = 16  # one window in so many gives the relative bias its gradient in training
 
 
@@ -110,6 +116,7 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_params, std=0.02)
         self._index: dict[torch.device, Tensor] = {}
         self._folded: dict[tuple[object, ...], tuple[Tensor, Tensor | None, Tensor | None]] = {}
+        self._tables: tuple[tuple[object, ...], NDArray[np.float32]] | None = None
 
     def forward(self, x: Tensor, rows: int, columns: int) -> Tensor:
         """(B, rows·columns, w², C) -> the same shape."""
@@ -144,7 +151,7 @@ class WindowAttention(nn.Module):
         parameter = self.relative_position_params
         if (torch.is_grad_enabled() and parameter.requires_grad) or parameter.is_inference():
             return self._fold(rows, columns)  # nothing tells when such a parameter has changed
-        key = (rows, columns, parameter.device, parameter.dtype, parameter.data_ptr(), parameter._version)
+        key = (rows, columns, *_state(parameter))
         if key not in self._folded:
             if len(self._folded) >= 8:  # shapes seen lately; a service sees few
                 self._folded.pop(next(iter(self._folded)))
@@ -159,6 +166,29 @@ class WindowAttention(nn.Module):
         border, crosses = border_windows(rows, columns, self.window)
         mask = bias[None].masked_fill(crosses.to(bias.device)[:, None], float("-inf"))
         return bias[None], border.to(bias.device), mask
+
+    def tables(self) -> NDArray[np.float32]:
+        """The bias as `windows.attend` reads it: (1 or 4 kinds of windows, heads, keys, queries)."""
+        parameter = self.relative_position_params
+        if parameter.is_inference():
+            return self._make_tables()
+        key = _state(parameter)
+        if self._tables is None or self._tables[0] != key:
+            self._tables = (key, self._make_tables())
+        return self._tables[1]
+
+    def _make_tables(self) -> NDArray[np.float32]:
+        bias = self.bias().detach().float()[None]
+        if self.shifted:  # one window, then the two of a row, of a column, and the last of four
+            _, crosses = border_windows(2, 2, self.window)
+            masks = torch.stack([torch.zeros_like(crosses[0]), *crosses])
+            bias = bias.masked_fill(masks[:, None], float("-inf"))
+        return np.ascontiguousarray(bias.transpose(-1, -2).numpy())
+
+
+def _state(parameter: Tensor) -> tuple[object, ...]:
+    """Differs when the parameter does."""
+    return parameter.device, parameter.dtype, parameter.data_ptr(), parameter._version
 
 
 class TransformerBlock(nn.Module):
@@ -177,6 +207,8 @@ class TransformerBlock(nn.Module):
         _, _, height, width = x.shape
         half = self.window // 2
         x = x.permute(0, 2, 3, 1)
+        if self.fuses(x):
+            return self.in_bands(x, torch.empty(x.shape, dtype=x.dtype)).permute(0, 3, 1, 2)
         if self.shifted:
             x = x.roll((-half, -half), (1, 2))
         x = split_windows(x, self.window)
@@ -186,3 +218,33 @@ class TransformerBlock(nn.Module):
         if self.shifted:
             x = x.roll((half, half), (1, 2))
         return x.permute(0, 3, 1, 2)
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether `in_bands` works here, now, for such a map."""
+        right = x.dtype == self.ln1.weight.dtype and windows.suits(self.window, self.msa.head_dim)
+        return right and fused.available(x)
+
+    def in_bands(self, x: Tensor, out: Tensor) -> Tensor:
+        """The block on a map (B, H, W, C) -> `out`, other memory of the same shape; a band of windows at a time."""
+        _, height, width, channels = x.shape
+        half = self.window // 2 if self.shifted else 0
+        step = max(1, _BAND // (4 * channels * width * self.window)) * self.window
+        for image, into in zip(x, out, strict=True):
+            for top in range(0, height, step):
+                end = top + step
+                if end < height or not half:
+                    rows = slice(top + half, end + half)
+                    into[rows] = self._band(image[rows].contiguous(), half, last=False)
+                else:  # rolled: the map's first rows come last
+                    band = self._band(torch.cat((image[top + half :], image[:half])), half, last=True)
+                    into[top + half :], into[:half] = band[:-half], band[-half:]
+        return out
+
+    def _band(self, x: Tensor, shift: int, *, last: bool) -> Tensor:
+        """(rows, W, C) -> the same shape."""
+        msa, (up, _, down) = self.msa, self.mlp
+        qkv = fused.linear(self.ln1(x), msa.embedding_layer.weight, msa.embedding_layer.bias)
+        mixed = windows.attend(qkv, msa.tables(), shift=shift, last=last)
+        x = fused.linear(mixed, msa.linear.weight, msa.linear.bias, plus=x)
+        hidden = fused.linear(self.ln2(x), up.weight, up.bias, activation="gelu")
+        return fused.linear(hidden, down.weight, down.bias, plus=x)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from compressai.layers import AttentionBlock, ResidualBlock
 from torch import Tensor, nn
 
+from model import fused
 from model.attention import TransformerBlock
+from model.layers import ResidualBlock, ResidualUnit
 
 _SHUT = math.log(1e-9)  # of a gate's bias; float32 cannot tell it from closed
 
@@ -33,10 +34,22 @@ class MixedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 2N, H, W) -> the same shape; H and W multiples of the window."""
+        if self.trans_block.fuses(x):
+            return self._fused(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
         local, windowed = self.conv1_1(x).split(self.width, dim=1)
         local = self.conv_block(local) + local
         windowed = self.trans_block(windowed)
         return x + self.conv1_2(torch.cat((local, windowed), dim=1))  # type: ignore[no-any-return]
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """(B, H, W, 2N) -> the same shape; both halves are written where the last layer reads them."""
+        (first, last), (add_first, add_last) = self.conv1_1.weight.flatten(1).chunk(2), self.conv1_1.bias.chunk(2)
+        local, windowed = fused.linear(x, first, add_first), fused.linear(x, last, add_last)
+        both = torch.empty_like(x)
+        branch = self.conv_block.branch(local.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        torch.add(branch, local, alpha=2, out=both[..., : self.width])  # the block's own skip and this one
+        self.trans_block.in_bands(windowed, both[..., self.width :])
+        return fused.linear(both, self.conv1_2.weight.flatten(1), self.conv1_2.bias, plus=x)
 
 
 class _WindowPair(nn.Module):
@@ -51,7 +64,7 @@ class _WindowPair(nn.Module):
         return self.block_2(self.block_1(x))  # type: ignore[no-any-return]
 
 
-class SliceAttention(AttentionBlock):  # type: ignore[misc]
+class SliceAttention(nn.Module):
     """SWAtten (paper, figure 5): attention over the support of one slice.
 
     Args:
@@ -63,7 +76,9 @@ class SliceAttention(AttentionBlock):  # type: ignore[misc]
     """
 
     def __init__(self, channels: int, width: int, head_dim: int, window: int) -> None:
-        super().__init__(width)
+        super().__init__()
+        self.conv_a = nn.Sequential(*(ResidualUnit(width) for _ in range(3)))
+        self.conv_b = nn.Sequential(*(ResidualUnit(width) for _ in range(3)), nn.Conv2d(width, width, 1))
         self.non_local_block = _WindowPair(width, head_dim, window)
         self.in_conv = nn.Conv2d(channels, width, 1)
         self.out_conv = nn.Conv2d(width, channels, 1)
@@ -76,8 +91,8 @@ class SliceAttention(AttentionBlock):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, h, w) -> the same shape; h and w multiples of the window."""
-        x = self.in_conv(x)
-        if self.shut:
-            return self.out_conv(x)  # type: ignore[no-any-return]
-        gate = torch.sigmoid(self.conv_b(self.non_local_block(x)))
-        return self.out_conv(self.conv_a(x) * gate + x)  # type: ignore[no-any-return]
+        x = fused.conv(self.in_conv, x)
+        if not self.shut:
+            gate = torch.sigmoid(self.conv_b(self.non_local_block(x)))
+            x = self.conv_a(x) * gate + x
+        return fused.conv(self.out_conv, x)

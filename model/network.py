@@ -16,12 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
-from compressai.layers import ResidualBlockUpsample, ResidualBlockWithStride, conv3x3, subpel_conv3x3
+from compressai.layers import conv3x3, subpel_conv3x3
 from torch import Tensor, nn
 
 from model.blocks import MixedBlock, SliceAttention
 from model.config import TCMConfig
 from model.latents import code_slices, round_through
+from model.layers import ConvGELU, ResidualBlockUpsample, ResidualBlockWithStride
 from model.rounding import choose_symbols
 from model.rounding import likelihood as written_likelihood
 
@@ -66,7 +67,7 @@ def pad_to(x: Tensor, alignment: int) -> Tensor:
 
 def _slice_transform(channels: int, widths: tuple[int, int], out: int) -> nn.Sequential:
     inner, narrow = widths
-    return nn.Sequential(conv3x3(channels, inner), nn.GELU(), conv3x3(inner, narrow), nn.GELU(), conv3x3(narrow, out))
+    return ConvGELU(conv3x3(channels, inner), nn.GELU(), conv3x3(inner, narrow), nn.GELU(), conv3x3(narrow, out))
 
 
 class TCM(nn.Module):

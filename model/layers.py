@@ -1,0 +1,89 @@
+"""CompressAI's residual blocks with the same parameters: fused where that is possible, each layer in its own precision.
+
+A block's sum is in the precision of its skip, so that branches may run in fewer bits than what they are added to.
+"""
+
+from __future__ import annotations
+
+import compressai.layers as compressai
+import torch
+from torch import Tensor, nn
+
+from model import fused
+
+_BAND = 1 << 20  # elements that a pass over a map may take: they stay in the cache
+
+
+class ResidualBlock(compressai.ResidualBlock):  # type: ignore[misc]
+    """Two 3x3 convolutions beside a skip."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        """What is added to the skip."""
+        return fused.conv(self.conv2, fused.conv(self.conv1, x, activation="leaky_relu"), activation="leaky_relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(x) + (x if self.skip is None else self.skip(x))
+
+
+class ResidualBlockWithStride(compressai.ResidualBlockWithStride):  # type: ignore[misc]
+    """A strided 3x3 convolution, another one and GDN, beside a strided skip."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = fused.conv(self.conv2, fused.conv(self.conv1, x, activation="leaky_relu"))
+        return _normalise(self.gdn, branch, plus=fused.conv(self.skip, x))
+
+
+class ResidualBlockUpsample(compressai.ResidualBlockUpsample):  # type: ignore[misc]
+    """A sub-pixel convolution, another one and inverse GDN, beside a sub-pixel skip."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (up, shuffle), (skip, _) = self.subpel_conv, self.upsample
+        branch = fused.conv(self.conv, shuffle(fused.conv(up, x, activation="leaky_relu")))
+        return _normalise(self.igdn, branch, plus=shuffle(fused.conv(skip, x)))
+
+
+def _normalise(gdn: compressai.GDN, x: Tensor, plus: Tensor) -> Tensor:
+    """gdn(x) + plus."""
+    x = x.to(gdn.beta.dtype)
+    if not fused.available(x):
+        return gdn(x) + plus  # type: ignore[no-any-return]
+    beta, gamma = gdn.beta_reparam(gdn.beta), gdn.gamma_reparam(gdn.gamma)
+    x, plus = x.permute(0, 2, 3, 1).contiguous(), plus.permute(0, 2, 3, 1)
+    out = torch.empty_like(plus, memory_format=torch.contiguous_format)
+    rows = max(1, _BAND // (x.shape[2] * x.shape[3]))
+    for item, added, into in zip(x, plus, out, strict=True):
+        for top in range(0, len(item), rows):
+            band = slice(top, top + rows)
+            power = fused.linear(item[band].square(), gamma, beta)
+            factor = power.sqrt_() if gdn.inverse else power.rsqrt_()
+            torch.add(added[band], factor.mul_(item[band]), out=into[band])
+    return out.permute(0, 3, 1, 2)
+
+
+class ResidualUnit(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a skip: a unit of CompressAI's AttentionBlock."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(width, width // 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(width // 2, width // 2, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width // 2, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow, _, local, _, wide = self.conv
+        inner = fused.conv(local, fused.conv(narrow, x, activation="relu"), activation="relu")
+        return fused.conv(wide, inner, activation="relu", plus=x)
+
+
+class ConvGELU(nn.Sequential):
+    """Convolutions with GELU between them, (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, following in zip(self, [*self[1:], None], strict=True):
+            if isinstance(layer, nn.Conv2d):
+                x = fused.conv(layer, x, activation="gelu" if isinstance(following, nn.GELU) else "none")
+        return x
