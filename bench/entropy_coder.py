@@ -1,4 +1,4 @@
-"""The entropy coder against compressai.ans, on the same symbols, in the same run.
+"""The entropy coder against compressai.ans, and constriction if installed, on the same symbols, in the same run.
 
 python bench/entropy_coder.py [SYMBOLS]
 """
@@ -13,6 +13,7 @@ from statistics import median
 import numpy as np
 import torch
 from compressai.entropy_models import GaussianConditional
+from numpy.typing import NDArray
 
 from model.benchmark.machine import describe
 from model.entropy import Coder, stream_count
@@ -48,18 +49,61 @@ def main(count: int = 491_520) -> None:
     theirs.update()
     y, i = (torch.from_numpy(a.astype(np.float32)).view(1, 1, 1, -1) for a in (symbols, indexes))
     string = theirs.compress(y, i.int())
-    rows = {
-        "encode": (
-            timed(lambda: coder.encode([(symbols, indexes)], streams)),
-            timed(lambda: theirs.compress(y, i.int())),
-        ),
-        "decode": (timed(decode), timed(lambda: theirs.decompress(string, i.int()))),
-    }
+    ours = timed(lambda: coder.encode([(symbols, indexes)], streams)), timed(decode)
+    rows = timed(lambda: theirs.compress(y, i.int())), timed(lambda: theirs.decompress(string, i.int()))
+    sizes = {"compressai.ans": len(string[0])}
+    others = {"compressai.ans": rows} | _constriction(symbols, indexes, table, sizes)
     print(f"{describe(torch.device('cpu'))}\n{count:,} symbols in {streams} streams")
-    for what, (ours, others) in rows.items():
-        ratio = f"{others / ours:.1f} times faster"
-        print(f"{what}: {1000 * ours:.2f} ms, compressai.ans {1000 * others:.2f} ms: {ratio}")
-    print(f"bytes: {len(payload):,}, compressai.ans {len(string[0]):,}: {len(payload) / len(string[0]) - 1:+.3%}")
+    print(f"ours: encode {1000 * ours[0]:.2f} ms, decode {1000 * ours[1]:.2f} ms, {len(payload):,} bytes")
+    for name, (encode, read) in others.items():
+        slower = f"{encode / ours[0]:.1f} and {read / ours[1]:.1f} times as long"
+        fewer = f"{len(payload) / sizes[name] - 1:+.3%} bytes in ours"
+        print(f"{name}: encode {1000 * encode:.2f} ms, decode {1000 * read:.2f} ms: {slower}, {fewer}")
+
+
+def _constriction(
+    symbols: NDArray[np.int32], indexes: NDArray[np.int16], table: NDArray[np.float64], sizes: dict[str, int]
+) -> dict[str, tuple[float, float]]:
+    """Two ways to use constriction: a Gaussian for each symbol, or ready tables, symbols of one table at a time."""
+    try:
+        import constriction
+    except ImportError:
+        return {}
+    stack, models = constriction.stream.stack, constriction.stream.model
+    reach = int(np.abs(symbols).max()) + 1
+    gaussian, means, deviations = models.QuantizedGaussian(-reach, reach), np.zeros(len(symbols)), table[indexes]
+
+    def each() -> NDArray[np.uint32]:
+        coder = stack.AnsCoder()
+        coder.encode_reverse(symbols, gaussian, means, deviations)
+        return coder.get_compressed()
+
+    ready = [models.QuantizedGaussian(-reach, reach, 0.0, float(scale)) for scale in table]
+    groups = [np.flatnonzero(indexes == k) for k in range(len(table))]  # a decoder that knew all σ at once could, too
+
+    def grouped() -> NDArray[np.uint32]:
+        coder = stack.AnsCoder()
+        for k in reversed(range(len(table))):
+            coder.encode_reverse(symbols[groups[k]], ready[k])
+        return coder.get_compressed()
+
+    words, by_table = each(), grouped()
+
+    def decode_each() -> None:
+        assert (stack.AnsCoder(words).decode(gaussian, means, deviations) == symbols).all()
+
+    def decode_grouped() -> None:
+        coder, out = stack.AnsCoder(by_table), np.empty_like(symbols)
+        for k in range(len(table)):
+            out[groups[k]] = coder.decode(ready[k], len(groups[k]))
+        assert (out == symbols).all()
+
+    one, many = "constriction, a Gaussian each", "constriction, sorted by σ"
+    sizes |= {one: words.nbytes, many: by_table.nbytes}
+    return {
+        one: (timed(each, 3), timed(decode_each, 3)),
+        many: (timed(grouped, 3), timed(decode_grouped, 3)),
+    }
 
 
 if __name__ == "__main__":

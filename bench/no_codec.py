@@ -32,7 +32,7 @@ class NoCodec:
     def analyse(
         self, pictures: Sequence[Picture], *, stages: Stages, heartbeat: Heartbeat = unwatched
     ) -> list[Analysis]:
-        return [Analysis([], 1) for _ in pictures]
+        return [Analysis(np.empty(0, np.int32), np.empty(0, np.int16), [], 1) for _ in pictures]
 
     def pack(self, picture: Picture, _: Analysis, *, stages: Stages) -> bytes:
         return Codec._pack(self, picture, b"")  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ from model.benchmark.machine import describe
 from model.devices import pick_device
 
 HOST_STAGES = {
-    "encode": {"read_image", "model", "entropy", "container"},
+    "encode": {"read_image", "model", "guard", "entropy", "container"},
     "decode": {"read_bitstream", "model", "write_image"},
 }
 MOST_REQUESTS, MOST_CLIENTS = 20_000, 256

@@ -1,6 +1,6 @@
 """The life of an image: PIL image -> pixels -> y, z -> symbols -> bytes, and back.
 
-    encode:  picture ── g_a ──> y ── h_a ──> z ──> slices: symbols, scale indexes ── rANS ──> payload ──> .tcm
+    encode:  picture ── g_a ──> y ── h_a ──> z ──> slices: symbols, σ ──> scale indexes ── rANS ──> payload ──> .tcm
     decode:  .tcm ──> payload ── rANS ──> z ──> slices, each: σ ── rANS ──> symbols ──> ŷ ── g_s ──> picture
 
 Several pictures of one padded size can go through the networks together; each has a payload of its own that owes
@@ -159,8 +159,7 @@ class Codec:
     def pack(self, picture: Picture, analysis: Analysis, *, stages: Stages | None = None) -> bytes:
         """The .tcm file of a picture and its symbols. Any thread may do this while the device works on."""
         stages = Stages() if stages is None else stages
-        with stages("entropy"):
-            payload = self._latents.payload(analysis)
+        payload = self._latents.payload(analysis, stages)
         with stages("container"):
             return self._pack(picture, payload)
 

@@ -7,6 +7,9 @@ them, the same is computed one by one.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 
 Activation = Literal["none", "relu", "leaky_relu", "gelu"]
 
+_wanted = ContextVar("fused", default=True)
 _SLOPE = 0.01  # nn.LeakyReLU's
 _SCALARS: dict[str, list[float]] = {"leaky_relu": [_SLOPE]}
 _ALGORITHM = {"gelu": "none"}  # exact: by erf
@@ -31,8 +35,18 @@ def _dtypes() -> frozenset[torch.dtype]:
 
 def available(x: Tensor) -> bool:
     """Whether layers of the precision of `x` can be fused where it lies, now."""
-    plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not _wanted.get()
     return x.device.type == "cpu" and not plain and x.dtype in _dtypes()
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    """Compute one by one, as other machines do: for measurements."""
+    before = _wanted.set(False)
+    try:
+        yield
+    finally:
+        _wanted.reset(before)
 
 
 def linear(

@@ -34,12 +34,23 @@ class Analysis:
     """What is coded for one picture.
 
     Attributes:
-        parts: symbols and the indexes of their tables, in reading order: z, then each slice of y behind its guard.
+        z: symbols of z, flattened, and `z_tables` the index of the table of each.
+        y: for each slice the symbols, flattened, and the σ of each.
         streams: that they are cut into.
     """
 
-    parts: list[tuple[Symbols, Indexes]]
+    z: Symbols
+    z_tables: Indexes
+    y: list[tuple[Symbols, NDArray[np.float32]]]
     streams: int
+
+    def parts(self) -> list[tuple[Symbols, Indexes]]:
+        """Symbols and the indexes of their tables, in reading order: z, then each slice of y behind its guard."""
+        parts = [(self.z, self.z_tables)]
+        for symbols, sigmas in self.y:
+            ways = guard.choose(sigmas)
+            parts.extend([*guard.to_parts(ways), (symbols, guard.scale_indexes(sigmas, ways))])
+        return parts
 
 
 class _NothingLeft(Exception):
@@ -60,30 +71,41 @@ class LatentCoder:
         self._medians = net.medians()
         self._wide: TCM | None = None
 
-    def payload(self, analysis: Analysis) -> bytes:
+    def payload(self, analysis: Analysis, stages: Stages) -> bytes:
         """The entropy-coded symbols of one picture; needs no device."""
-        return self._coder.encode(analysis.parts, analysis.streams)
+        with stages("guard"):
+            parts = analysis.parts()
+        with stages("entropy"):
+            return self._coder.encode(parts, analysis.streams)
 
     def write(self, y: Tensor, z: Tensor, stages: Stages, heartbeat: Heartbeat = unwatched) -> list[Analysis]:
-        """The symbols of each picture, and the indexes of their tables, from y (B, M, h, w) and z."""
+        """The symbols of each picture, and what their tables follow from, of y (B, M, h, w) and z.
+
+        They leave the device at the end: until then nothing waits for it.
+        """
         z_symbols = torch.round(z - self._medians)
         z_tables = self._z_indexes(z_symbols.shape[2] * z_symbols.shape[3])
         streams = stream_count(y[0].numel() + z_symbols[0].numel())
-        found = [Analysis([(symbols, z_tables)], streams) for symbols in _rows(z_symbols)]
-        y_slices = y.chunk(self._info.config.slices, dim=1)
+        slices = self._info.config.slices
+        y_slices, y_symbols = y.chunk(slices, dim=1), list[Tensor]()
 
         def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
             heartbeat()
-            symbols = choose_symbols(y_slices[i] - mean, scale, self._info.rounding)
-            with stages("guard"):
-                for one, s, sigma in zip(found, _rows(symbols), _scales(scale), strict=True):
-                    ways = guard.choose(sigma)
-                    one.parts.extend([*guard.to_parts(ways), (s, guard.scale_indexes(sigma, ways))])
-            return symbols + mean
+            y_symbols.append(choose_symbols(y_slices[i] - mean, scale, self._info.rounding))
+            return y_symbols[-1] + mean
 
         with stages("slices"):
-            code_slices(self._net, z_symbols + self._medians, code)
-        return found
+            scales = code_slices(self._net, z_symbols + self._medians, code).scales
+            rows = zip(_rows(z_symbols), _rows(torch.cat(y_symbols, dim=1)), _scales(scales), strict=True)
+            return [
+                Analysis(
+                    of_z,
+                    z_tables,
+                    list(zip(of_y.reshape(slices, -1), sigmas.reshape(slices, -1), strict=True)),
+                    streams,
+                )
+                for of_z, of_y, sigmas in rows
+            ]
 
     def read(
         self,
@@ -157,5 +179,5 @@ def _rows(symbols: Tensor) -> list[Symbols]:
 
 
 def _scales(scales: Tensor) -> list[NDArray[np.float32]]:
-    """σ of one slice, by item of the batch, flattened, on the CPU."""
+    """σ by item of the batch, flattened, on the CPU."""
     return list(scales.float().flatten(1).contiguous().cpu().numpy())

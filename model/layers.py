@@ -22,6 +22,7 @@ class ResidualBlock(compressai.ResidualBlock):  # type: ignore[misc]
         return fused.conv(self.conv2, fused.conv(self.conv1, x, activation="leaky_relu"), activation="leaky_relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same height and width."""
         return self.branch(x) + (x if self.skip is None else self.skip(x))
 
 
@@ -29,6 +30,7 @@ class ResidualBlockWithStride(compressai.ResidualBlockWithStride):  # type: igno
     """A strided 3x3 convolution, another one and GDN, beside a strided skip."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> a map of half the sides."""
         branch = fused.conv(self.conv2, fused.conv(self.conv1, x, activation="leaky_relu"))
         return _normalise(self.gdn, branch, plus=fused.conv(self.skip, x))
 
@@ -37,6 +39,7 @@ class ResidualBlockUpsample(compressai.ResidualBlockUpsample):  # type: ignore[m
     """A sub-pixel convolution, another one and inverse GDN, beside a sub-pixel skip."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> a map of twice the sides."""
         (up, shuffle), (skip, _) = self.subpel_conv, self.upsample
         branch = fused.conv(self.conv, shuffle(fused.conv(up, x, activation="leaky_relu")))
         return _normalise(self.igdn, branch, plus=shuffle(fused.conv(skip, x)))
@@ -74,6 +77,7 @@ class ResidualUnit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) -> the same shape."""
         narrow, _, local, _, wide = self.conv
         inner = fused.conv(local, fused.conv(narrow, x, activation="relu"), activation="relu")
         return fused.conv(wide, inner, activation="relu", plus=x)
@@ -83,6 +87,7 @@ class ConvGELU(nn.Sequential):
     """Convolutions with GELU between them, (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Each convolution with the GELU behind it, if there is one."""
         for layer, following in zip(self, [*self[1:], None], strict=True):
             if isinstance(layer, nn.Conv2d):
                 x = fused.conv(layer, x, activation="gelu" if isinstance(following, nn.GELU) else "none")

@@ -68,7 +68,7 @@ def _array(x: Tensor) -> NDArray[Any]:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _as_float(_, bits):  # type: ignore[no-untyped-def]
+def _as_float(_, bits):  # type: ignore[no-untyped-def]  # noqa: ARG001
     def cast(context, builder, __, args):  # type: ignore[no-untyped-def]
         return builder.bitcast(args[0], context.get_value_type(types.float32))
 
@@ -76,7 +76,7 @@ def _as_float(_, bits):  # type: ignore[no-untyped-def]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _as_bits(_, value):  # type: ignore[no-untyped-def]
+def _as_bits(_, value):  # type: ignore[no-untyped-def]  # noqa: ARG001
     def cast(context, builder, __, args):  # type: ignore[no-untyped-def]
         return builder.bitcast(args[0], context.get_value_type(types.uint32))
 
@@ -101,7 +101,7 @@ def _store(out, i, x):  # type: ignore[no-untyped-def]
 
 
 @overload(_store, inline="always")  # type: ignore[untyped-decorator]
-def _(out, i, x):  # type: ignore[no-untyped-def]
+def _(out, i, x):  # type: ignore[no-untyped-def]  # noqa: ARG001
     if out.dtype == types.uint16:
 
         def narrow(out, i, x):  # type: ignore[no-untyped-def]

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
-from model import guard
+from model import fused, guard
 from model.codec import Codec
 from model.devices import use_exact_arithmetic
+from model.latent_coder import Analysis
 from model.latents import code_slices
 from model.network import TCM, pad_to
 from model.pixels import from_pil
@@ -132,8 +135,10 @@ def runs(
             run(net, Symbols(*(t.contiguous(memory_format=torch.channels_last) for t in (symbols.z, symbols.y)))),
         )
         net.to(memory_format=torch.contiguous_format)
-        with sdpa_kernel(SDPBackend.MATH):
-            yield f"{device}, plain attention", run(net, symbols)
+        with fused.nothing():
+            yield f"{device}, nothing fused", run(net, symbols)
+            with sdpa_kernel(SDPBackend.MATH):
+                yield f"{device}, plain attention", run(net, symbols)
         net.double()
         yield f"{device}, float64", run(net, symbols)
         net.float()
@@ -191,8 +196,14 @@ def guard_share(codec: Codec, image: Image.Image) -> float:
     """The part of an image's file that the guard takes, 0 to 1."""
     picture = from_pil(image)
     (whole,) = codec.analyse([picture])
-    without = [part for part in whole.parts if not guard.is_guard(part[1])]
-    return 1 - len(codec.pack(picture, replace(whole, parts=without))) / len(codec.pack(picture, whole))
+    return 1 - len(codec.pack(picture, _Unguarded(**vars(whole)))) / len(codec.pack(picture, whole))
+
+
+class _Unguarded(Analysis):
+    """The same symbols in a file that nothing guards."""
+
+    def parts(self) -> list[tuple[NDArray[np.int32], NDArray[np.int16]]]:
+        return [part for part in super().parts() if not guard.is_guard(part[1])]
 
 
 def size_of(output: Tensor) -> Tensor:
