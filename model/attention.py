@@ -8,6 +8,7 @@ goes through the map in bands of windows instead, which stay in the cache, and n
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
@@ -242,7 +243,7 @@ class TransformerBlock(nn.Module):
 
     def _band(self, x: Tensor, shift: int, *, last: bool) -> Tensor:
         """(rows, W, C) -> the same shape."""
-        msa, (up, _, down) = self.msa, self.mlp
+        msa, up, down = self.msa, cast("nn.Linear", self.mlp[0]), cast("nn.Linear", self.mlp[2])
         qkv = fused.linear(self.ln1(x), msa.embedding_layer.weight, msa.embedding_layer.bias)
         mixed = windows.attend(qkv, msa.tables(), shift=shift, last=last)
         x = fused.linear(mixed, msa.linear.weight, msa.linear.bias, plus=x)

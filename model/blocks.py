@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,10 @@ class MixedBlock(nn.Module):
 
     def _fused(self, x: Tensor) -> Tensor:
         """(B, H, W, 2N) -> the same shape; both halves are written where the last layer reads them."""
-        (first, last), (add_first, add_last) = self.conv1_1.weight.flatten(1).chunk(2), self.conv1_1.bias.chunk(2)
+        (first, last), (add_first, add_last) = (
+            self.conv1_1.weight.flatten(1).chunk(2),
+            cast("Tensor", self.conv1_1.bias).chunk(2),
+        )
         local, windowed = fused.linear(x, first, add_first), fused.linear(x, last, add_last)
         both = torch.empty_like(x)
         branch = self.conv_block.branch(local.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -86,8 +90,8 @@ class SliceAttention(nn.Module):
 
     def find_shut(self) -> None:
         """Leave the gated branch out of a network that is served, where it says nothing: gates at 1e-9 whatever x."""
-        last = self.conv_b[-1]
-        self.shut = not last.weight.any() and bool((last.bias < _SHUT).all())
+        last = cast("nn.Conv2d", self.conv_b[-1])
+        self.shut = not last.weight.any() and bool((cast("Tensor", last.bias) < _SHUT).all())
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, h, w) -> the same shape; h and w multiples of the window."""

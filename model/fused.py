@@ -27,7 +27,7 @@ _ALGORITHM = {"gelu": "none"}  # exact: by erf
 @functools.cache
 def _dtypes() -> frozenset[torch.dtype]:
     ops = torch.ops.mkldnn
-    if not (torch.backends.mkldnn.is_available() and hasattr(ops, "_linear_pointwise")):
+    if not hasattr(ops, "_linear_pointwise"):
         return frozenset()
     native = hasattr(ops, "_is_mkldnn_bf16_supported") and ops._is_mkldnn_bf16_supported()
     return frozenset({torch.float32, torch.bfloat16} if native else {torch.float32})
@@ -57,8 +57,8 @@ def linear(
         y = F.linear(x, weight, bias)
         return _activate(y, activation) if plus is None else y + plus
     scalars, algorithm = _SCALARS.get(activation, []), _ALGORITHM.get(activation, "")
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, scalars, algorithm)
-    return y if plus is None else y.add_(plus)  # oneDNN's own sum with another tensor takes longer
+    done: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, scalars, algorithm)
+    return done if plus is None else done.add_(plus)  # oneDNN's own sum with another tensor takes longer
 
 
 def conv(layer: nn.Conv2d, x: Tensor, *, activation: Activation = "none", plus: Tensor | None = None) -> Tensor:

@@ -5,6 +5,8 @@ A block's sum is in the precision of its skip, so that branches may run in fewer
 
 from __future__ import annotations
 
+from typing import cast
+
 import compressai.layers as compressai
 import torch
 from torch import Tensor, nn
@@ -78,7 +80,7 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) -> the same shape."""
-        narrow, _, local, _, wide = self.conv
+        narrow, local, wide = (cast("nn.Conv2d", self.conv[i]) for i in (0, 2, 4))
         inner = fused.conv(local, fused.conv(narrow, x, activation="relu"), activation="relu")
         return fused.conv(wide, inner, activation="relu", plus=x)
 

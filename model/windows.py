@@ -12,8 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from numba import types
-from numba.extending import intrinsic, overload
+from numba import extending, types
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -66,8 +65,11 @@ def _array(x: Tensor) -> NDArray[Any]:
 
 # ---- what numba has no name for
 
+intrinsic: Any = extending.intrinsic
+overload: Any = extending.overload
 
-@intrinsic  # type: ignore[untyped-decorator]
+
+@intrinsic
 def _as_float(_, bits):  # type: ignore[no-untyped-def]  # noqa: ARG001
     def cast(context, builder, __, args):  # type: ignore[no-untyped-def]
         return builder.bitcast(args[0], context.get_value_type(types.float32))
@@ -75,7 +77,7 @@ def _as_float(_, bits):  # type: ignore[no-untyped-def]  # noqa: ARG001
     return types.float32(types.uint32), cast
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _as_bits(_, value):  # type: ignore[no-untyped-def]  # noqa: ARG001
     def cast(context, builder, __, args):  # type: ignore[no-untyped-def]
         return builder.bitcast(args[0], context.get_value_type(types.uint32))
@@ -88,7 +90,7 @@ def _widen(x):  # type: ignore[no-untyped-def]
     raise NotImplementedError
 
 
-@overload(_widen, inline="always")  # type: ignore[untyped-decorator]
+@overload(_widen, inline="always")
 def _(x):  # type: ignore[no-untyped-def]
     if x == types.uint16:
         return lambda x: _as_float(np.uint32(np.uint32(x) << np.uint32(16)))
@@ -100,7 +102,7 @@ def _store(out, i, x):  # type: ignore[no-untyped-def]
     raise NotImplementedError
 
 
-@overload(_store, inline="always")  # type: ignore[untyped-decorator]
+@overload(_store, inline="always")
 def _(out, i, x):  # type: ignore[no-untyped-def]  # noqa: ARG001
     if out.dtype == types.uint16:
 
@@ -220,7 +222,7 @@ def _attend(qkv, out, bias, shift, last, first_row, end_row):  # type: ignore[no
                 pixel = qkv[row * SIDE + i // SIDE, (column * SIDE + i % SIDE + shift) % width]
                 copy = window[i * step : (i + 1) * step]
                 for c in range(step):
-                    copy[c] = _widen(pixel[c])
+                    copy[c] = _widen(pixel[c])  # type: ignore[no-untyped-call]
             for h in range(heads):
                 at = h * head_dim
                 for i in range(_LENGTH):
@@ -232,4 +234,4 @@ def _attend(qkv, out, bias, shift, last, first_row, end_row):  # type: ignore[no
             for i in range(_LENGTH):
                 pixel = out[row * SIDE + i // SIDE, (column * SIDE + i % SIDE + shift) % width]
                 for c in range(channels):
-                    _store(pixel, c, mixed[c * _LENGTH + i])
+                    _store(pixel, c, mixed[c * _LENGTH + i])  # type: ignore[no-untyped-call]
