@@ -71,7 +71,7 @@ class Tracing:
             return
         parent = trace.set_span_in_context(request, context.Context())
         epoch = time.time_ns() - time.perf_counter_ns()
-        for name, (start, end) in stages.spans.items():
+        for name, (start, end) in list(stages.spans.items()):  # a thread that nobody waits for may add to it
             span = self._tracer.start_span(name, parent, start_time=epoch + int(start * 1e9))
             span.set_attribute("tcm.stage.seconds", stages[name])  # without the stages inside it
             span.end(epoch + int(end * 1e9))
