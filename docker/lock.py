@@ -20,7 +20,7 @@ from packaging.markers import Marker
 
 HERE = Path(__file__).parent
 LOCK = HERE / "requirements.lock"
-EXTRAS = ("otlp",)  # those of pyproject.toml that settings of the service can call for
+EXTRAS = ("otlp", "s3")  # those of pyproject.toml that settings of the service can call for
 OLDEST = "python_full_version >= '3.11'"
 IMAGES = [
     {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": machine}

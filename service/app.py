@@ -1,4 +1,4 @@
-"""The composition root: settings -> zoo -> pool -> scheduler -> routes. Everything is made here, nothing is global.
+"""The composition root: settings -> zoo -> pool -> scheduler -> store -> routes. All is made here, nothing is global.
 
 A request passes `Observe` (its id, its log line, its numbers), `SecurityHeaders`, `Cors` where other origins may call,
 `Gate` (is there a place for it?) and `BodyLimit` (bytes), then its handler in `routes/`.
@@ -30,9 +30,13 @@ from service.metrics import Metrics, version
 from service.observe import Observe
 from service.pool import Pool
 from service.quota import Quota
-from service.routes import decode, encode, metrics, models, page, probes, problems
+from service.reconstructions import Reconstructions
+from service.routes import bitstreams, decode, encode, image, metrics, models, page, probes, problems
 from service.scheduler import Scheduler
 from service.settings import Settings
+from service.signing import SigningKeys
+from service.store.address import open_medium
+from service.store.store import Store
 from service.tracing import OFF, configured
 from service.watchdog import Watchdog
 
@@ -46,8 +50,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         UnknownModel: a model that the settings name is not installed.
-        OSError: the keys file cannot be read.
-        ValueError: the device that they name is not here, or the keys file is none.
+        OSError: the keys file cannot be read, or the store's folder not be made.
+        ValueError: the device that they name is not here, the keys file is none, or the store's package is missing.
     """
     if settings.metrics_key and settings.keys_file is None:
         raise ValueError("--metrics-key (TCM_METRICS_KEY) needs --keys-file (TCM_KEYS_FILE)")
@@ -57,28 +61,34 @@ def create_app(settings: Settings) -> FastAPI:
     watchdog = Watchdog(settings.hang_seconds)
     admission = Admission(measured, max_items=settings.max_queue_items, max_pixels=settings.max_queue_pixels)
     pool = Pool(str(device), settings.memory_budget, measured, watchdog)
+    scheduler = Scheduler(
+        pool,
+        measured,
+        admission,
+        watchdog,
+        workers=settings.workers,
+        max_pixels=settings.max_pixels,
+        max_batch_items=settings.max_batch_items,
+        max_batch_pixels=settings.max_batch_pixels or _BATCH_PIXELS[device.type],
+        image_seconds=settings.image_seconds,
+    )
+    patience = settings.store_timeout_ms / 1000
+    store = Store(open_medium(settings.store, patience), measured, seconds=patience, ttl=settings.store_ttl)
     context = Context(
         settings=settings,
         zoo=zoo,
         default_entry=zoo.default(settings.default_model),
         metrics=measured,
         pool=pool,
-        scheduler=Scheduler(
-            pool,
-            measured,
-            admission,
-            watchdog,
-            workers=settings.workers,
-            max_pixels=settings.max_pixels,
-            max_batch_items=settings.max_batch_items,
-            max_batch_pixels=settings.max_batch_pixels or _BATCH_PIXELS[device.type],
-            image_seconds=settings.image_seconds,
-        ),
+        scheduler=scheduler,
         health=Health(),
         admission=admission,
         watchdog=watchdog,
         quota=Quota(settings.quota_per_minute, settings.quota_burst) if settings.quota_per_minute else None,
+        store=store,
+        reconstructions=Reconstructions(store, scheduler, zoo, measured, settings.image_cache_bytes),
         keys=Keys(settings.keys_file, measured) if settings.keys_file else None,
+        signing=SigningKeys(settings.signing_keys.get_secret_value()) if settings.signing_keys else None,
     )
     measured.models(entry.name for entry in zoo.entries())
     measured.ready.set_function(lambda: context.health.reason is None)
@@ -115,7 +125,7 @@ def create_app(settings: Settings) -> FastAPI:
         exception_handlers=dict.fromkeys(answers.ANSWERED, _answer),
     )
     app.state.context = context
-    for resource in (encode, decode, models, problems, probes, metrics, page):
+    for resource in (encode, decode, bitstreams, image, models, problems, probes, metrics, page):
         app.include_router(resource.router)
     app.mount("/static/swagger", StaticFiles(directory=page.SWAGGER), name="swagger")
     app.mount("/static", StaticFiles(directory=page.WEB), name="static")

@@ -24,8 +24,8 @@ PROBLEMS = (KeyRequired, InvalidKey, InsufficientScope)
 
 _CHALLENGE = 'Bearer realm="tcm"'
 # they declare the schemes in the OpenAPI document; `authorise` reads the headers itself
-_BEARER = HTTPBearer(scheme_name="bearer", description="A key made by `tcm keys new`.", auto_error=False)
-_API_KEY = APIKeyHeader(scheme_name="header", name=HEADER, description="The same, without `Bearer`.", auto_error=False)
+BEARER = HTTPBearer(scheme_name="bearer", description="A key made by `tcm keys new`.", auto_error=False)
+API_KEY = APIKeyHeader(scheme_name="header", name=HEADER, description="The same, without `Bearer`.", auto_error=False)
 
 
 def authorise(request: Request, here: Context, *scopes: Scope) -> None:
@@ -80,8 +80,8 @@ async def _require(
     request: Request,
     here: Here,
     wanted: SecurityScopes,
-    _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
-    _api_key: Annotated[str | None, Security(_API_KEY)],
+    _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
+    _api_key: Annotated[str | None, Security(API_KEY)],
 ) -> None:
     authorise(request, here, *map(Scope, wanted.scopes))
 

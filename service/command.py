@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from service import logs
-from service.settings import PREFIX, PROGRAM, Settings, option
+from service.settings import PREFIX, PROGRAM, SECRETS, Settings, option
 
 USAGE_ERROR = 2
 BACKLOG = 2048
@@ -68,7 +68,14 @@ def _serve(settings: Settings) -> int:
     installed = [entry.name for entry in here.zoo.entries()]
     for name in unknown_variables():
         log.warning("unknown setting", variable=name)
-    log.info("listening", url=url, device=here.pool.device, default_model=here.default_entry.name, models=installed)
+    log.info(
+        "listening",
+        url=url,
+        device=here.pool.device,
+        default_model=here.default_entry.name,
+        models=installed,
+        store=here.store.url,
+    )
     if sys.stderr.isatty():
         sys.stderr.write(f"\n  {url}  on {here.pool.device}\n  models: {', '.join(installed)}\n\n")
 
@@ -104,7 +111,7 @@ def unknown_variables() -> list[str]:
 
 def _one_line(error: ValidationError) -> str:
     return "; ".join(
-        f"{option(name)} ({PREFIX}{name.upper()}): {e['msg']}, not {e['input']!r}"
+        f"{option(name)} ({PREFIX}{name.upper()}): {e['msg']}" + ("" if name in SECRETS else f", not {e['input']!r}")
         for e in error.errors()
         for name in [str(e["loc"][0])]
     )

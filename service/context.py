@@ -15,8 +15,11 @@ from service.keys import Keys
 from service.metrics import Metrics
 from service.pool import Pool
 from service.quota import Quota
+from service.reconstructions import Reconstructions
 from service.scheduler import Scheduler
 from service.settings import Settings
+from service.signing import SigningKeys
+from service.store.store import Store
 from service.watchdog import Watchdog
 
 
@@ -27,6 +30,7 @@ class Context:
     Attributes:
         default_entry: the model of requests that name none.
         keys: who may use it; None where everybody may.
+        signing: keys of signed URLs; None where there are none.
     """
 
     settings: Settings
@@ -39,7 +43,10 @@ class Context:
     admission: Admission
     watchdog: Watchdog
     quota: Quota | None
+    store: Store
+    reconstructions: Reconstructions
     keys: Keys | None = None
+    signing: SigningKeys | None = None
 
 
 def _context(request: Request) -> Context:

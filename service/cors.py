@@ -13,11 +13,12 @@ from service.errors import CrossOriginRefused
 
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
 _REQUEST_HEADERS = (
-    "Authorization", "If-Match", "If-None-Match", "Range", "X-API-Key", "X-Request-ID", "traceparent", "tracestate",
+    "Authorization", "If-Match", "If-None-Match", "If-Range", "Range", "X-API-Key", "X-Request-ID", "traceparent",
+    "tracestate",
 )  # fmt: skip
 _RESPONSE_HEADERS = (
-    "Content-Digest", "Content-Disposition", "Content-Range", "ETag", "Location", "Retry-After", "Server-Timing",
-    "TCM-Bits-Per-Pixel", "TCM-Model", "WWW-Authenticate", "X-Request-ID",
+    "Content-Digest", "Content-Disposition", "Content-Range", "ETag", "Location", "Repr-Digest", "Retry-After",
+    "Server-Timing", "TCM-Bits-Per-Pixel", "TCM-Model", "WWW-Authenticate", "X-Request-ID",
 )  # fmt: skip
 
 

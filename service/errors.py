@@ -125,10 +125,38 @@ class CrossOriginRefused(Problem):
     status, code = 403, "cross-origin-refused"
 
 
+class InvalidSignature(Problem):
+    """The URL is not signed, or not by an active key.
+
+    The signature belongs to one path, one end and one key: a URL that was changed in any of them is none. Whoever
+    operates the server signs URLs with `tcm store sign`.
+    """
+
+    status, code = 403, "invalid-signature"
+
+
 class NotFound(Problem):
     """There is nothing at this address."""
 
     status, code = 404, "not-found"
+
+
+class BitstreamNotFound(Problem):
+    """No bitstream of this id is stored.
+
+    It was never stored, was deleted, or its time to live is over. The id is the SHA-256 of its bytes.
+    """
+
+    status, code = 404, "bitstream-not-found"
+
+
+class StoreDisabled(Problem):
+    """This server keeps no bitstreams.
+
+    Its setting TCM_STORE is `none`. /v1/encode and /v1/decode work without a store.
+    """
+
+    status, code = 404, "store-disabled"
 
 
 class UnknownModel(Problem):
@@ -177,6 +205,15 @@ class IncompatibleModel(Problem):
     status, code = 409, "incompatible-model"
 
 
+class UrlExpired(Problem):
+    """The time of this signed URL is over.
+
+    Ask for a new one.
+    """
+
+    status, code = 410, "url-expired"
+
+
 class BodyTooLarge(Problem):
     """The request body is larger than this server takes.
 
@@ -206,6 +243,15 @@ class UnsupportedBitstream(Problem):
     """These bytes are no .tcm file, or one of a later version."""
 
     status, code = 415, "unsupported-bitstream"
+
+
+class RangeNotSatisfiable(Problem):
+    """The range that was asked for begins behind the end.
+
+    The header `Content-Range` says how many bytes there are.
+    """
+
+    status, code = 416, "range-not-satisfiable"
 
 
 class InvalidParameter(Problem):
@@ -273,6 +319,26 @@ class InternalError(Problem):
     """
 
     status, code = 500, "internal-error"
+
+
+class DamagedBitstream(Problem):
+    """The bytes in the store are not those that were stored.
+
+    They were damaged there, and are never served. Storing the same bitstream anew mends it; the operator finds all
+    that are damaged with `tcm store verify`.
+    """
+
+    status, code = 502, "damaged-bitstream"
+
+
+class StoreUnavailable(Problem):
+    """The store does not answer, or fails.
+
+    Try again after the time in `Retry-After`. What was answered with 201 is safe; a POST that met this may be repeated,
+    since the same bytes are the same bitstream.
+    """
+
+    status, code = 503, "store-unavailable"
 
 
 class OutOfMemory(Problem):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
 
 from starlette.requests import Request
@@ -18,6 +18,13 @@ _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 def deadline() -> float:
     """When the request in hand ends, by `time.monotonic`; never, for work of the service's own."""
     return _deadline.get()
+
+
+def detached() -> Context:
+    """A copy of the context of the request in hand, without its end: for work that others wait for, too."""
+    context = copy_context()
+    context.run(_deadline.set, math.inf)
+    return context
 
 
 class Lifetime:

@@ -107,6 +107,31 @@ class Metrics:
         self.device_memory = Gauge(
             "tcm_device_memory_bytes", "Memory of the resident models' weights.", ["device"], registry=registry
         )
+        self.store_duration = Histogram(
+            "tcm_store_operation_duration_seconds",
+            "Time of one call to the medium of the store: write, read, stat, delete.",
+            ["op"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.store_failures = Counter(
+            "tcm_store_failures",
+            "Calls that the medium failed, or left alone.",
+            ["op", "reason"],
+            registry=registry,
+        )
+        self.store_damaged = Counter(
+            "tcm_store_damaged", "Reads that found other bytes than were stored.", registry=registry
+        )
+        self.reconstructions = Counter(
+            "tcm_reconstructions",
+            "Pictures of stored bitstreams: from the cache, shared with a request before, or made.",
+            ["source"],
+            registry=registry,
+        )
+        self.reconstruction_cache = Gauge(
+            "tcm_reconstruction_cache_bytes", "Pictures that are kept in memory.", registry=registry
+        )
         self.keys_loaded = Gauge("tcm_keys_loaded", "API keys, expired ones included.", registry=registry)
         self.keys_healthy = Gauge(
             "tcm_keys_last_reload_successful", "0 while the keys file cannot be read.", registry=registry

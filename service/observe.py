@@ -51,7 +51,8 @@ class Observe:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = record.request_id
-            record.bytes_out += len(message.get("body", b""))
+            if scope["method"] != "HEAD":  # whose body the server drops
+                record.bytes_out += len(message.get("body", b""))
             await send(message)
 
         try:

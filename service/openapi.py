@@ -15,6 +15,7 @@ _REF = {"$ref": "#/components/schemas/Problem"}
 
 TAGS = [
     {"name": "codec", "description": "An image in, a bitstream out, and back."},
+    {"name": "bitstreams", "description": "Bitstreams that the service keeps, by the SHA-256 of their bytes."},
     {"name": "models", "description": "What can be asked for."},
     {"name": "operation", "description": "Probes, never behind a key, and metrics."},
     {"name": "problems", "description": "What can go wrong, and what to do about it."},

@@ -8,8 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import BeforeValidator, ByteSize, Field, PositiveFloat, PositiveInt, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    StringConstraints,
+)
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
+
+from service import durations
+from service.signing import SigningKeys
+from service.store.address import check
 
 PREFIX = "TCM_"
 PROGRAM = "tcm serve"
@@ -23,6 +36,15 @@ def _split(value: object) -> object:
 
 
 _Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[A-Za-z0-9.\-\[\]:]+)$", to_lower=True)]
+
+
+def _duration(value: object) -> object:
+    return durations.parse(value) if isinstance(value, str) else value
+
+
+def _are_signing_keys(value: SecretStr) -> SecretStr:
+    SigningKeys(value.get_secret_value())
+    return value
 
 
 class Settings(BaseSettings):
@@ -118,6 +140,30 @@ class Settings(BaseSettings):
         description="After so long without progress (longer for large images), a batch, a file or the load of a model "
         "counts as hung: /livez fails, and the process exits with code 70.",
     )
+    store: Annotated[str, AfterValidator(check)] | None = Field(
+        None,
+        description="Where /v1/bitstreams keeps what it is given: file:///absolute/folder, s3://bucket/prefix "
+        "(credentials and endpoint in AWS_…; needs the extra `s3`) or `none`. By default a folder in the user's data "
+        "directory. Replicas share one.",
+    )
+    store_ttl: Annotated[PositiveInt, BeforeValidator(_duration)] | None = Field(
+        None,
+        description="How long a bitstream lives after it was last stored, e.g. 12h, 30d or 8w; then it is not found, "
+        "and `tcm store gc` removes it. By default for ever.",
+    )
+    store_timeout_ms: PositiveInt = Field(
+        10_000, description="After which a call to the store that does not return is answered with 503."
+    )
+    image_cache_bytes: ByteSize = Field(
+        ByteSize(256 << 20),
+        ge=0,
+        description="Memory for pictures of stored bitstreams, so that asking again decodes nothing; 0 for none.",
+    )
+    signing_keys: Annotated[SecretStr, AfterValidator(_are_signing_keys)] | None = Field(
+        None,
+        description="Keys of signed URLs, as id:secret,id:secret; the first one signs, all are accepted. Best given in "
+        "the environment. With them, bitstreams are read with a signed URL or an API key.",
+    )
     keys_file: Path | None = Field(
         None,
         description="File of API keys, made by `tcm keys new`; followed, so that keys change without a restart. "
@@ -146,6 +192,10 @@ class Settings(BaseSettings):
             SystemExit: `--help` was given, and is printed.
         """
         return CliApp.run(cls, list(arguments))
+
+
+SECRETS = frozenset({"signing_keys"})
+"""Settings whose values are never shown."""
 
 
 def option(name: str) -> str:

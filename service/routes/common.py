@@ -1,15 +1,24 @@
-"""What the codec's two routes share."""
+"""What the routes that code images share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Query
 
+from model.zoo import ZooEntry
 from service.context import Context
-from service.errors import Draining, QuotaExceeded, Saturated, WorkerLost
+from service.errors import AmbiguousModel, Draining, QuotaExceeded, Saturated, WorkerLost
 
+ModelName = Annotated[str | None, Query(description="Name of a model from /v1/models.", examples=["tcm-xs-mse-0.013"])]
+Quality = Annotated[
+    int | None,
+    Query(ge=1, le=6, description="Instead of a name: the model of the default's family whose λ is nearest."),
+]
+Metadata = Annotated[
+    Literal["keep", "strip"], Query(description="Whether ICC profile, EXIF and XMP go into the bitstream.")
+]
 TimeoutMs = Annotated[
     int | None, Query(ge=1, description="Deadline of the whole request; capped by the server.", examples=[5000])
 ]
@@ -17,6 +26,22 @@ TimeoutMs = Annotated[
 
 ADMISSION = (QuotaExceeded, Saturated, Draining, WorkerLost)
 """What a route that asks for work can answer before it has looked at the request."""
+
+
+def choose(here: Context, model: str | None, quality: int | None) -> ZooEntry:
+    """The model that a request asks for.
+
+    Raises:
+        AmbiguousModel: it asks twice.
+        UnknownModel: it is not installed.
+    """
+    if model is not None and quality is not None:
+        raise AmbiguousModel("`model` and `quality` both choose the model: send one of them")
+    if model is not None:
+        return here.zoo.get(model)
+    if quality is not None:
+        return here.zoo.for_quality(quality, like=here.default_entry)
+    return here.default_entry
 
 
 def seconds(here: Context, timeout_ms: int | None) -> float:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from model.container import MEDIA_TYPE
-from model.zoo import ZooEntry
 from service import auth, errors, openapi
-from service.context import Context, Here
+from service.context import Here
 from service.identity import Record
 from service.lifetime import Lifetime
-from service.routes.common import ADMISSION, TimeoutMs, seconds, server_timing
+from service.routes.common import (
+    ADMISSION,
+    Metadata,
+    ModelName,
+    Quality,
+    TimeoutMs,
+    choose,
+    seconds,
+    server_timing,
+)
 from service.upload import disposition, read_upload
 
 router = APIRouter(tags=["codec"])
@@ -60,20 +66,13 @@ _RESPONSES = openapi.problems(
 async def encode(
     request: Request,
     here: Here,
-    model: Annotated[
-        str | None, Query(description="Name of a model from /v1/models.", examples=["tcm-xs-mse-0.013"])
-    ] = None,
-    quality: Annotated[
-        int | None,
-        Query(ge=1, le=6, description="Instead of a name: the model of the default's family whose λ is nearest."),
-    ] = None,
-    metadata: Annotated[
-        Literal["keep", "strip"], Query(description="Whether ICC profile, EXIF and XMP go into the bitstream.")
-    ] = "keep",
+    model: ModelName = None,
+    quality: Quality = None,
+    metadata: Metadata = "keep",
     timeout_ms: TimeoutMs = None,
 ) -> Response:
     """Send an image file, raw or as the form field `file`; get a .tcm bitstream."""
-    entry = _choose(here, model, quality)
+    entry = choose(here, model, quality)
     record = Record.of(request.scope)
     record.model = entry.name
     stages = record.stages
@@ -92,13 +91,3 @@ async def encode(
             "Server-Timing": server_timing(stages),
         },
     )
-
-
-def _choose(here: Context, model: str | None, quality: int | None) -> ZooEntry:
-    if model is not None and quality is not None:
-        raise errors.AmbiguousModel("`model` and `quality` both choose the model: send one of them")
-    if model is not None:
-        return here.zoo.get(model)
-    if quality is not None:
-        return here.zoo.for_quality(quality, like=here.default_entry)
-    return here.default_entry

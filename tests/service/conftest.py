@@ -75,6 +75,7 @@ def start(
     settings = {"drain_seconds": 0} | settings
     variables = {key: value for key, value in os.environ.items() if not key.startswith("TCM_")}
     variables["PYTHONPATH"] = os.pathsep.join([str(DATA.parents[1]), variables.get("PYTHONPATH", "")])
+    variables["TCM_STORE"] = (folder / "store").as_uri()  # never the user's own
     variables |= {f"TCM_{name.upper()}": str(value) for name, value in settings.items()}
     log_file = folder / "log.jsonl"
     with log_file.open("wb") as log:
@@ -161,7 +162,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def tight(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Iterator[Server]:
-    """Small limits, room for two of the embedded models, a tiny model, and one whose file is damaged."""
+    """Small limits, no store, room for two of the embedded models, a tiny model, and one whose file is damaged."""
     folder = tmp_path_factory.mktemp("tight")
     models = folder / "models"
     models.mkdir()
@@ -178,6 +179,7 @@ def tight(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Iterator
         max_pixels=200_000,
         timeout_ms=20_000,
         max_batch_items=2,
+        store="none",
     )
     yield running
     assert running.stop() == 0

@@ -1,0 +1,231 @@
+"""/v1/bitstreams: an image or a bitstream in, kept under the SHA-256 of its bytes; and those bytes out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from model.container import MAGIC, MEDIA_TYPE, Container, write_container
+from service import access, auth, errors, openapi
+from service.conditional import client_has, wanted_range
+from service.context import Here
+from service.identity import Record
+from service.lifetime import Lifetime
+from service.routes.common import ADMISSION, Metadata, ModelName, Quality, TimeoutMs, choose, seconds, server_timing
+from service.store.medium import ID_PATTERN
+from service.upload import disposition, read_upload
+
+router = APIRouter(tags=["bitstreams"])
+
+PATH = "/v1/bitstreams/{id}"
+STORE_PROBLEMS = (errors.StoreDisabled, errors.StoreUnavailable, errors.DeadlineExceeded, errors.InvalidParameter)
+
+Id = Annotated[str, Path(alias="id", pattern=ID_PATTERN, description="SHA-256 of the bitstream, hexadecimal.")]
+IfNoneMatch = Annotated[str | None, Header(description="Entity tags that the client has: 304 if one is current.")]
+
+
+class Stored(BaseModel):
+    """A bitstream that is kept."""
+
+    id: str = Field(description="SHA-256 of its bytes, hexadecimal.")
+    model: str = Field(description="That it was written with.", examples=["tcm-xs-mse-0.013"])
+    width: int
+    height: int
+    bytes: int
+    bpp: float = Field(description="Bits per pixel, of the whole file.")
+
+
+def digest_header(digest: bytes) -> str:
+    """A value of Content-Digest (RFC 9530)."""
+    return f"sha-256=:{base64.b64encode(digest).decode()}:"
+
+
+_EXAMPLE = "`curl --data-binary @photo.png -H 'Content-Type: image/png' …/v1/bitstreams`"
+_STORED: dict[int | str, dict[str, Any]] = {
+    201: {
+        "description": "It is kept, durably; the same bytes are the same bitstream.",
+        "headers": {
+            "Location": openapi.header("Where it can be read.", "/v1/bitstreams/9f86d0…"),
+            "TCM-Model": openapi.header("The model it was written with.", "tcm-xs-mse-0.013"),
+            "Server-Timing": openapi.SERVER_TIMING,
+        },
+    }
+}
+
+
+@router.post(
+    "/v1/bitstreams",
+    status_code=201,
+    summary="Keep an image or a bitstream",
+    dependencies=[auth.ENCODE],
+    response_model=Stored,
+    responses=openapi.problems(
+        *auth.PROBLEMS,
+        *STORE_PROBLEMS,
+        *ADMISSION,
+        errors.MalformedRequest,
+        errors.EmptyBody,
+        errors.BadForm,
+        errors.AmbiguousModel,
+        errors.UnknownModel,
+        errors.IncompatibleModel,
+        errors.UnsupportedMediaType,
+        errors.UnsupportedImage,
+        errors.UnsupportedBitstream,
+        errors.CorruptImage,
+        errors.CorruptBitstream,
+        errors.TooManyPixels,
+        errors.OutOfMemory,
+        errors.ModelUnavailable,
+    )
+    | _STORED,
+    openapi_extra=openapi.body(f"An image file, or a .tcm bitstream. {_EXAMPLE}", "image/*", MEDIA_TYPE),
+)
+async def keep(
+    request: Request,
+    here: Here,
+    model: ModelName = None,
+    quality: Quality = None,
+    metadata: Metadata = "keep",
+    timeout_ms: TimeoutMs = None,
+) -> Response:
+    """Send an image file, which is encoded as by /v1/encode, or a ready bitstream, which is checked; either is kept."""
+    entry = choose(here, model, quality)
+    record = Record.of(request.scope)
+    stages = record.stages
+    async with Lifetime(request, seconds(here, timeout_ms)) as lifetime:
+        upload = await read_upload(request, ["image/*", MEDIA_TYPE], here.settings.max_body_bytes)
+        lifetime.ends_with_client()
+        if upload.data.startswith(MAGIC) or request.headers.get("content-type", "").startswith(MEDIA_TYPE):
+            if model is not None or quality is not None:
+                raise _superfluous("model" if model is not None else "quality")
+            container = await here.scheduler.inspect(upload.data, stages=stages)
+            entry = here.zoo.by_fingerprint(container.fingerprint, container.model)
+            data, width, height = _stripped(upload.data, container, metadata), container.width, container.height
+        else:
+            encoded = await here.scheduler.encode(upload.data, entry, keep_metadata=metadata == "keep", stages=stages)
+            here.metrics.bits_per_pixel.labels(entry.name).observe(encoded.bits_per_pixel)
+            data, width, height = encoded.data, encoded.width, encoded.height
+        record.model = entry.name
+        with stages("store"):
+            digest = await here.store.put(data)
+    stored = Stored(
+        id=digest,
+        model=entry.name,
+        width=width,
+        height=height,
+        bytes=len(data),
+        bpp=round(8 * len(data) / (width * height), 4),
+    )
+    return JSONResponse(
+        stored.model_dump(),
+        status_code=201,
+        headers={
+            "Location": f"/v1/bitstreams/{digest}",
+            "TCM-Model": entry.name,
+            "Server-Timing": server_timing(stages),
+        },
+    )
+
+
+def _superfluous(parameter: str) -> errors.InvalidParameter:
+    reason = "a ready bitstream says its model itself: leave this out"
+    return errors.InvalidParameter(f"{parameter}: {reason}", errors=[{"parameter": parameter, "reason": reason}])
+
+
+def _stripped(data: bytes, container: Container, metadata: str) -> bytes:
+    return data if metadata == "keep" else write_container(container.without_metadata())
+
+
+_BYTES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The bitstream.",
+        "content": {MEDIA_TYPE: {"schema": openapi.BINARY}},
+        "headers": {
+            "ETag": openapi.header("Its id.", '"9f86d0…"'),
+            "Content-Digest": openapi.header("SHA-256 of what is sent.", "sha-256=:n4bQ…=:"),
+            "Repr-Digest": openapi.header("SHA-256 of the whole bitstream.", "sha-256=:n4bQ…=:"),
+            "Cache-Control": openapi.header("For ever, or as long as it lives.", "public, max-age=31536000, immutable"),
+            "Accept-Ranges": openapi.header("Ranges can be had.", "bytes"),
+        },
+    },
+    206: {"description": "The range that was asked for.", "content": {MEDIA_TYPE: {"schema": openapi.BINARY}}},
+    304: {"description": "The client has it."},
+}
+
+
+@router.head(PATH, include_in_schema=False)
+@router.get(
+    PATH,
+    summary="Get a bitstream",
+    response_class=Response,
+    responses=openapi.problems(
+        *access.PROBLEMS,
+        *STORE_PROBLEMS,
+        errors.BitstreamNotFound,
+        errors.RangeNotSatisfiable,
+        errors.DamagedBitstream,
+    )
+    | _BYTES,
+)
+async def read(
+    request: Request,
+    here: Here,
+    digest: Id,
+    reader: access.Reader,
+    if_none_match: IfNoneMatch = None,
+    byte_range: Annotated[
+        str | None, Header(alias="Range", description="One range of bytes.", examples=["bytes=0-99"])
+    ] = None,
+    if_range: Annotated[str | None, Header(description="The entity tag that the range belongs to.")] = None,
+    timeout_ms: TimeoutMs = None,
+) -> Response:
+    """The bytes that were stored: exactly those, or a problem."""
+    etag = f'"{digest}"'
+    async with Lifetime(request, seconds(here, timeout_ms)) as lifetime:
+        lifetime.ends_with_client()
+        meta = await here.store.stat(digest)
+        headers = {"ETag": etag, "Cache-Control": reader.cache_control(here.store.remaining(meta))}
+        if client_has(if_none_match, lambda tag: tag == etag):
+            return Response(status_code=304, headers=headers)
+        data = await here.store.get(digest)
+    wanted = wanted_range(byte_range, if_range, etag, len(data)) if request.method == "GET" else None
+    content = data[wanted] if wanted else data
+    if wanted:
+        headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{len(data)}"
+    return Response(
+        content,
+        status_code=206 if wanted else 200,
+        media_type=MEDIA_TYPE,
+        headers=headers
+        | {
+            "Accept-Ranges": "bytes",
+            "Content-Digest": digest_header(hashlib.sha256(content).digest()),
+            "Repr-Digest": digest_header(bytes.fromhex(digest)),
+            "Content-Disposition": disposition("attachment", f"{digest[:16]}.tcm"),
+        },
+    )
+
+
+@router.delete(
+    PATH,
+    status_code=204,
+    summary="Delete a bitstream",
+    dependencies=[auth.ADMIN],
+    response_class=Response,
+    responses=openapi.problems(*auth.PROBLEMS, *STORE_PROBLEMS, errors.BitstreamNotFound)
+    | {204: {"description": "It is gone. Caches between may still have it."}},
+)
+async def delete(request: Request, here: Here, digest: Id, timeout_ms: TimeoutMs = None) -> Response:
+    """Remove a bitstream, sound or damaged, from the store."""
+    async with Lifetime(request, seconds(here, timeout_ms)):
+        here.reconstructions.forget(digest)
+        await here.store.delete(digest)
+        here.reconstructions.forget(digest)
+    return Response(status_code=204)

@@ -1,0 +1,63 @@
+"""What the setting `store` may say, and the medium it means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import platformdirs
+
+from service.store.files import Files
+from service.store.medium import Medium, MediumFailed
+
+NONE = "none"
+
+
+def default_folder() -> Path:
+    """Where bitstreams lie when nothing else is said: the user's data directory."""
+    return platformdirs.user_data_path("tcm") / "store"
+
+
+def check(address: str) -> str:
+    """The address, if it is one.
+
+    Raises:
+        ValueError: it is neither file:///…, nor s3://bucket/…, nor `none`.
+    """
+    parts = urlsplit(address)
+    if address == NONE:
+        return address
+    if parts.scheme == "file" and parts.netloc in ("", "localhost") and len(parts.path) > 1 and parts.path[0] == "/":
+        return address
+    if parts.scheme == "s3" and parts.netloc and not (parts.query or parts.fragment or "@" in parts.netloc):
+        return address
+    raise ValueError("a store is file:///absolute/folder, s3://bucket/prefix or none")
+
+
+def open_medium(address: str | None, seconds: float) -> Medium | None:
+    """The medium of an address; None for `none`, the default folder where there is no address.
+
+    Args:
+        address: a checked one.
+        seconds: after which a call to a remote store is given up.
+
+    Raises:
+        OSError: a folder that was named cannot be made or written to.
+        ValueError: the package for S3 is not installed, or does not take this address.
+    """
+    if address == NONE:
+        return None
+    if address is None:
+        return Files(default_folder())
+    if address.startswith("s3:"):
+        try:
+            from service.store.objects import Objects
+        except ImportError:
+            raise ValueError("a store in S3 needs obstore: pip install 'tcm-service[s3]'") from None
+        try:
+            return Objects(address, seconds)
+        except MediumFailed as error:
+            raise ValueError(f"{address}: {error}") from None
+    files = Files(Path(unquote(urlsplit(address).path)))
+    files.make()
+    return files
