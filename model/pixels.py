@@ -265,9 +265,10 @@ def write_image(picture: Picture, file_format: str) -> bytes:
     try:
         image.save(out, **OUTPUT_FORMATS[file_format], **_metadata_options(picture, file_format))
     except (OSError, ValueError, SyntaxError, KeyError, TypeError):
-        # metadata that this format's writer refuses must not cost the picture
+        # metadata that this format's writer refuses must not cost the picture; nor must Pillow's buffer for optimised
+        # JPEGs, which noise does not fit
         out = io.BytesIO()
-        image.save(out, **OUTPUT_FORMATS[file_format], icc_profile=picture.icc)
+        image.save(out, **OUTPUT_FORMATS[file_format] | {"optimize": False}, icc_profile=picture.icc)
     return out.getvalue()
 
 

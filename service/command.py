@@ -48,10 +48,12 @@ def _serve(settings: Settings) -> int:
     from model.errors import UnknownModel
     from service.app import create_app
     from service.context import Context
+    from service.priority import prefer_event_loop
     from service.protocol import Protocol
     from service.server import Server, end
 
     log = structlog.get_logger()
+    prefer_event_loop()
     try:
         app = create_app(settings)
     except (UnknownModel, OSError, ValueError) as error:

@@ -287,3 +287,8 @@ def test_alpha_holds_nothing_but_pixels():
     with pytest.raises(CorruptBitstream, match="nothing but pixels"):
         decode_alpha(bombs.png(7, 5, bombs.idat(rows)) + b"more", 7, 5)
     assert decode_alpha(bombs.png(7, 5, bombs.idat(rows)), 7, 5).shape == (5, 7)
+
+
+def test_noise_fits_into_a_jpeg():
+    noise = Picture(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8))
+    assert Image.open(io.BytesIO(write_image(noise, "jpeg"))).size == (300, 300)

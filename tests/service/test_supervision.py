@@ -11,7 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from bench.load import Answers, Client, open_loop
+from bench.load import Answers, Client, closed_loop
 from bench.replicas import NGINX, Replica, nginx, proxied, replicas
 from bench.replicas import wait_for as wait_for_replicas
 from service.server import EXIT_LOST
@@ -115,7 +115,7 @@ def test_a_rolling_restart_behind_nginx_loses_nothing(tmp_path: Path, tiny_file:
         client = Client(url, SMALL)
         task = asyncio.create_task(asyncio.to_thread(replace, two))
         while not task.done():
-            await open_loop(client, 15, 1, answers, lambda: None)
+            await closed_loop(client, 4, 1, answers, lambda: None)
         client.close()
         return await task
 
