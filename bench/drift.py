@@ -44,6 +44,9 @@ CPUS = {
     },
 }
 """Environments in which torch and its libraries take this CPU for an older one."""
+SLOWEST = "SSE4 at most"
+RARELY = 4
+"""One photograph in so many sees batches of eight and the slowest process, which take as long as all other ways."""
 PAGE = Path(__file__).parents[1] / "docs" / "drift.md"
 BEGIN, END = "<!-- measured: bench/drift.py -->", "<!-- end of measured -->"
 
@@ -115,22 +118,24 @@ def measure(entry: ZooEntry, photographs: list[Path], older: dict[str, Older], p
         costs.append(guard_share(codec, image))
 
         def every(symbols: Symbols = symbols, number: int = number) -> Iterator[tuple[str, Run]]:
-            # a batch of eight takes as long as all other ways together: once a model
-            yield from runs(codec.net, symbols, batches=(2,) if number else (2, 8))
+            rare = number % RARELY == 0
+            yield from runs(codec.net, symbols, batches=(2, 8) if rare else (2,))
             for name, process in older.items():
-                yield f"cpu, {name}", process.run(entry.name, symbols)
+                if rare or name != SLOWEST:
+                    yield f"cpu, {name}", process.run(entry.name, symbols)
 
         def named() -> Iterator[tuple[str, Run]]:
             for name, result in every():
                 ways[name] = None
                 yield name, result
 
-        drift.add_image(named())
+        drift.add_image(named(), codec.info.config.slices)
     return {
         "model": entry.name,
         "fingerprint": entry.info.fingerprint,
         "sigma": drift.sigma,
         "log_scale": drift.log_scale,
+        "margin": drift.margin,
         "pair": drift.pair,
         "modules": {name: drift.modules[name] for name in sorted(drift.modules)},
         "cost": costs,
@@ -143,19 +148,23 @@ def measure(entry: ZooEntry, photographs: list[Path], older: dict[str, Older], p
 
 def tables(found: list[dict], machine: str, photographs: int) -> str:
     lines = [
-        f"{photographs} photographs of 768x512, on {machine}. D = {guard.DRIFT:g}.",
+        f"{photographs} photographs of 768x512, on {machine}. D = {guard.DRIFT:g} + {guard.DRIFT_OF_LARGEST:g} · "
+        "the largest σ of the slice.",
         "",
-        "| model | largest \\|Δσ\\|/(1+σ) | D is so many times that | between | largest \\|Δ ln σ\\| | "
-        "the guard's part of a file | at most |",
+        "| model | largest \\|Δσ\\|/(1+σ) | largest \\|Δ ln σ\\| | margin: D over a slice's drift, at least | "
+        "between | the guard's part of a file, mean | most |",
         "|---|---|---|---|---|---|---|",
     ]
-    for one in found:
-        cost = f"{np.mean(one['cost']):.2%} | {max(one['cost']):.2%}"
-        lines.append(
-            f"| {one['model']} | {one['sigma']:.2e} | {guard.DRIFT / one['sigma']:.1f} | {' / '.join(one['pair'])} | "
-            f"{one['log_scale']:.2e} | {cost} |"
-        )
-    lines += ["", f"Ways compared: {'; '.join(found[0]['ways'])}.", ""]
+    lines += [
+        f"| {one['model']} | {one['sigma']:.1e} | {one['log_scale']:.1e} | {one['margin']:.1f} | "
+        f"{' / '.join(one['pair'])} | {np.mean(one['cost']):.2%} | {max(one['cost']):.2%} |"
+        for one in found
+    ]
+    lines += [
+        "",
+        f"Ways compared: {'; '.join(found[0]['ways'])} ({SLOWEST} and batches of 8 on every fourth photograph).",
+        "",
+    ]
     lines += ["The largest drift of each module's output, relative to its size (itself and its median, added):", ""]
     lines += [
         "| module | " + " | ".join(one["model"] for one in found) + " |",
@@ -203,9 +212,9 @@ def main() -> None:
     if options.write:
         write(text, found)
         print(f"\nwritten to {PAGE}", file=sys.stderr)
-    too_far = [one["model"] for one in found if 4 * one["sigma"] > guard.DRIFT]
+    too_far = [one["model"] for one in found if one["margin"] < 4]
     if too_far:
-        sys.exit(f"D is less than four times the drift of {', '.join(too_far)}")
+        sys.exit(f"the guard forgives less than four times the drift of {', '.join(too_far)}")
     return None
 
 

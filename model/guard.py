@@ -9,7 +9,8 @@ computes every σ to within the tolerance then finds the same alphabet for every
 
 The tolerance is D·(1 + σ): σ is a sum of terms of about the same size whatever its value, so its error is nearly
 constant where σ is small. In ln σ, where the scales are 0.123 apart, that is D·(1 + 1/σ). The smallest scales, where
-that is widest and the choice matters least, are served by fewer alphabets.
+that is widest and the choice matters least, are served by fewer alphabets. The terms, and so the errors, are larger
+where a slice's σ are: D grows with the largest of them. Only the writer needs it.
 
 What it costs: a group in which λ elements are expected to be in a way's way has e^λ - 1 ways before the free one on
 average, which takes 1.44·λ + 1.44 bits. So few large groups are cheap. Each takes its elements from all over the slice:
@@ -27,8 +28,8 @@ from numpy.typing import NDArray
 from model.entropy import Decoder, SymbolMismatch
 from model.tables import GUARD_MEANS, LOG_STEP, SCALE_LEVELS, SCALE_MAX, SCALE_MIN
 
-DRIFT = 8e-5
-"""D: σ may differ by D·(1 + σ) between two machines. What writers of format version 1 promise."""
+DRIFT, DRIFT_OF_LARGEST = 2e-5, 1e-6
+"""D is the first and, times the largest σ of the slice, the second."""
 WAYS = 1 << 16
 """Placements of the steps that can be told from one another. Part of format version 1."""
 ALPHABETS = np.array([0, 4, *range(6, SCALE_LEVELS)], np.int16)
@@ -50,6 +51,7 @@ MEANS = len(GUARD_MEANS) + _SPLIT_BITS
 _STEPS = len(ALPHABETS) - 1
 _LOG_MIN = math.log(SCALE_MIN)
 _ROUNDING = 1e-6  # of σ in float32, in ln σ
+_LARGEST = 1000.0  # σ that counts for D
 _CROWDED = 8.0  # elements in the way that a group may expect: one way in 3000 is then free
 
 _step = np.searchsorted(ALPHABETS, np.arange(SCALE_LEVELS - 1), side="right") - 1
@@ -58,6 +60,12 @@ _STEP_OF = _step.astype(np.int16)
 _FROM = ALPHABETS[_step].astype(np.float64)
 _WIDTH = np.diff(ALPHABETS).astype(np.float64)[_step]
 """Of the step of interval i: the scale below it, and how far the one above is, in steps of the table."""
+
+
+def forgiven(scales: NDArray[np.float32]) -> float:
+    """D of a slice, given its σ: they may differ by D·(1 + σ) between two machines."""
+    finite = scales[np.isfinite(scales)]
+    return DRIFT + DRIFT_OF_LARGEST * min(max(float(finite.max(initial=0)), 0), _LARGEST)
 
 
 @numba.njit("int64(int64, int64)", nogil=True, cache=True)
@@ -106,9 +114,10 @@ def scale_indexes(scales: NDArray[np.float32], ways: NDArray[np.int32]) -> NDArr
     return found
 
 
-@numba.njit("Tuple((int64[::1], int16[::1], uint64[::1]))(float32[::1], int16[::1], float64[::1], float64[::1])",
+@numba.njit("Tuple((int64[::1], int16[::1], uint64[::1]))"
+            "(float32[::1], float64, int16[::1], float64[::1], float64[::1])",
             nogil=True, cache=True)  # fmt: skip
-def _in_the_way(scales, step_of, origin, width):  # type: ignore[no-untyped-def]
+def _in_the_way(scales, drift, step_of, origin, width):  # type: ignore[no-untyped-def]
     """The elements that are in the way of a step at some place: the element, the step, and a bit for each place."""
     elements = np.empty(len(scales), np.int64)
     steps = np.empty(len(scales), np.int16)
@@ -121,7 +130,7 @@ def _in_the_way(scales, step_of, origin, width):  # type: ignore[no-untyped-def]
         above = (math.log(sigma) - _LOG_MIN) / LOG_STEP
         i = min(max(int(above), 0), len(step_of) - 1)
         centre = (above - origin[i]) / width[i] * 256 - 97
-        tolerance = (DRIFT * (1 + 1 / sigma) + _ROUNDING) / LOG_STEP / width[i] * 256
+        tolerance = (drift * (1 + 1 / sigma) + _ROUNDING) / LOG_STEP / width[i] * 256
         first, last = max(math.ceil(centre - tolerance), 0), min(math.floor(centre + tolerance), PLACES - 1)
         if first > last:
             continue
@@ -171,7 +180,7 @@ def choose(scales: NDArray[np.float32]) -> NDArray[np.int32]:
     Where no way is free, which happens to no photograph, it is way 0, and the checksum of the symbols is all that
     protects the picture.
     """
-    elements, steps, blocked = _in_the_way(scales, _STEP_OF, _FROM, _WIDTH)
+    elements, steps, blocked = _in_the_way(scales, forgiven(scales), _STEP_OF, _FROM, _WIDTH)
     expected = sum(int(b).bit_count() for b in blocked.tolist()) / PLACES
     groups = max(1, math.ceil(expected / _CROWDED))
     while groups <= most_groups(len(scales)):

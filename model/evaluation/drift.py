@@ -7,6 +7,7 @@ What the guard must forgive is the largest difference between any two ways of co
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -150,29 +151,31 @@ class Drift:
     """The largest differences between any two of the runs that it was shown, over any number of images.
 
     Attributes:
-        sigma: |Δσ|/(1 + σ), what the guard's D forgives.
+        sigma: |Δσ|/(1 + σ).
         log_scale: |Δ ln σ|.
-        pair: two ways as far apart as `sigma`.
+        margin: how many times the difference the guard forgives, at the element where that is least.
+        pair: the two ways that differ there.
         modules: difference of each module's output, relative to its size (`size_of`).
     """
 
     sigma: float = 0.0
     log_scale: float = 0.0
+    margin: float = math.inf
     pair: tuple[str, str] = ("", "")
     modules: dict[str, float] = field(default_factory=dict)
 
-    def add_image(self, found: Iterator[tuple[str, Run]]) -> None:
+    def add_image(self, found: Iterator[tuple[str, Run]], slices: int) -> None:
         """Take in the runs of one image, one after another: what is kept is the least and the largest of each value."""
         names: list[str] = []
         low: dict[str, Tensor] = {}
         high: dict[str, Tensor] = {}
-        lowest, highest = torch.empty(0), torch.empty(0)  # by which run each σ came out smallest and largest
+        lowest, highest, written = (torch.empty(0) for _ in range(3))
         for name, one in found:
             values = {"": one.scales.double(), **one.outputs}
             if not names:
-                low, high = ({key: value.clone() for key, value in values.items()} for _ in range(2))
+                written, low, high = one.scales, dict(values), dict(values)
                 lowest, highest = (torch.zeros_like(one.scales, dtype=torch.int16) for _ in range(2))
-            lowest[values[""] < low[""]] = len(names)
+            lowest[values[""] < low[""]] = len(names)  # by which run each σ came out smallest, and largest
             highest[values[""] > high[""]] = len(names)
             for key, value in values.items():
                 low[key], high[key] = torch.minimum(low[key], value), torch.maximum(high[key], value)
@@ -180,16 +183,20 @@ class Drift:
         for key in low.keys() - {""}:
             apart = ((high[key] - low[key]) / size_of(low[key])).max()
             self.modules[key] = max(self.modules.get(key, 0.0), float(apart))
-        coded = (high[""] > SCALE_MIN) & (low[""] < SCALE_MAX) & (low[""] > 0)  # σ below the table is all the same
-        least, most = low[""][coded], high[""][coded]
-        if not len(least):
-            return
-        self.log_scale = max(self.log_scale, float((most / least).log().max()))
-        apart = (most - least) / (1 + least)
-        worst = int(apart.argmax())
-        if float(apart[worst]) > self.sigma:
-            self.sigma = float(apart[worst])
-            self.pair = (names[int(lowest[coded][worst])], names[int(highest[coded][worst])])
+        each = (t.chunk(slices, dim=1) for t in (written, low[""], high[""], lowest, highest))
+        for sigma, least, most, by_least, by_most in zip(*each, strict=True):
+            coded = (most > SCALE_MIN) & (least < SCALE_MAX) & (least > 0)  # σ below the table is all the same
+            if not coded.any():
+                continue
+            least, most = least[coded], most[coded]
+            self.log_scale = max(self.log_scale, float((most / least).log().max()))
+            apart = (most - least) / (1 + least)
+            worst = int(apart.argmax())
+            self.sigma = max(self.sigma, float(apart[worst]))
+            margin = guard.forgiven(sigma.numpy()) / max(float(apart[worst]), 1e-12)
+            if margin < self.margin:
+                self.margin = margin
+                self.pair = (names[int(by_least[coded][worst])], names[int(by_most[coded][worst])])
 
 
 def guard_share(codec: Codec, image: Image.Image) -> float:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model import Codec, Zoo, guard
+from model import Codec, Zoo
 from model.container import read_container
 from model.evaluation.drift import Drift, add_noise, runs, shared_modules, symbols_of
 from model.pixels import from_pil
@@ -38,12 +38,13 @@ def model(request):
 def measured(model, photo):
     drift = Drift()
     symbols = symbols_of(model.net, as_tensor(photo), model.info.rounding)
-    drift.add_image(runs(model.net, symbols, devices=("cpu",), batches=(2,)))
+    drift.add_image(runs(model.net, symbols, devices=("cpu",), batches=(2,)), model.info.config.slices)
     return drift
 
 
 def test_the_format_forgives_four_times_the_largest_drift(measured):
-    assert 0 < 4 * measured.sigma <= guard.DRIFT
+    assert measured.sigma > 0
+    assert measured.margin >= 4
 
 
 @pytest.mark.slow
@@ -74,7 +75,7 @@ def test_every_way_of_reading_gives_the_same_symbols_and_picture(model, photo):
     def check(count: int = 1) -> None:
         for found in decoded(model, [container] * count):
             assert found.sha256 == expected.sha256
-            np.testing.assert_allclose(found.rgb.astype(int), expected.rgb, atol=1)
+            assert psnr(found.rgb, expected.rgb) > 50  # g_s may run in bfloat16
 
     threads = torch.get_num_threads()
     try:
@@ -139,7 +140,7 @@ def test_cpu_and_gpu_read_each_other(name, photographs):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_the_gpu_drifts_a_quarter_of_what_is_forgiven(name, photo):
-    net = Codec.load(name, "cpu").net
-    drift = Drift()
-    drift.add_image(runs(net, symbols_of(net, as_tensor(photo))))
-    assert 0 < 4 * drift.sigma <= guard.DRIFT
+    codec, drift = Codec.load(name, "cpu"), Drift()
+    symbols = symbols_of(codec.net, as_tensor(photo), codec.info.rounding)
+    drift.add_image(runs(codec.net, symbols), codec.info.config.slices)
+    assert drift.margin >= 4
