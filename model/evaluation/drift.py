@@ -219,7 +219,7 @@ def size_of(output: Tensor) -> Tensor:
 
 
 def add_noise(net: TCM, relative: dict[str, float], seed: int) -> list[RemovableHandle]:
-    """Disturb the output of every shared module, each element by up to `relative` times its `_size`."""
+    """Disturb the output of every shared module, each element by up to `relative` times its `size_of`."""
     generator = torch.Generator().manual_seed(seed)
 
     def disturb(amount: float) -> Callable[[nn.Module, object, Tensor], Tensor]:
