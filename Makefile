@@ -37,7 +37,7 @@ lock: setup
 
 # the stack of docker-compose.yml in a real engine
 containers: setup
-	$(BIN)/python -m pytest tests/containers --containers -rs
+	$(BIN)/python -m pytest tests/containers --containers -rs -s
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

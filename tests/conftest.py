@@ -21,6 +21,7 @@ TINY = TCMConfig(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-photographs", action="store_true", help="every photograph at hand, not the first few")
+    parser.addoption("--containers", action="store_true", help="bring up the stack of docker-compose.yml (minutes)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
