@@ -55,13 +55,11 @@ def test_a_replica_may_do_nothing_but_serve(stack: Stack) -> None:
         grep -E '^(CapEff|NoNewPrivs)' /proc/1/status
         touch /opt/app/x /x /models/x 2>&1 | grep -c 'Read-only'
         touch /tmp/x /data/store/x && rm /tmp/x /data/store/x && echo writable
-        ls /tmp
     """
     told = stack.run("tcm-1", "sh", "-c", script).split("\n")
     assert told[0] == "10001"
     assert [line.split()[1] for line in told[1:3]] == ["0" * 16, "1"]
     assert told[3:5] == ["3", "writable"]
-    assert "numba" not in told, "the entropy coder was compiled when the image was built, not when it started"
     [network] = json.loads(stack.docker("network", "inspect", f"{PROJECT}_inside").stdout)
     assert network["Internal"], "the engine lets nothing out of it"
     joined = json.loads(stack.docker("inspect", f"{PROJECT}-tcm-1-1").stdout)[0]["NetworkSettings"]["Networks"]
