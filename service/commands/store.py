@@ -42,7 +42,7 @@ def _medium(address: str | None) -> Iterator[Medium]:
     """The store that was named; its failures are said in one line, too."""
     from service.store.address import check, open_medium
 
-    medium = open_medium(check(address) if address else None, SECONDS)
+    medium = open_medium(check(address) if address else None, SECONDS, make=False)
     if medium is None:
         raise ValueError("there is no store: --store (TCM_STORE) is `none`")
     try:

@@ -34,22 +34,21 @@ def check(address: str) -> str:
     raise ValueError("a store is file:///absolute/folder, s3://bucket/prefix or none")
 
 
-def open_medium(address: str | None, seconds: float) -> Medium | None:
+def open_medium(address: str | None, seconds: float, *, make: bool = True) -> Medium | None:
     """The medium of an address; None for `none`, the default folder where there is no address.
 
     Args:
         address: a checked one.
         seconds: after which a call to a remote store is given up.
+        make: whether to make a folder that was named and is not there.
 
     Raises:
-        OSError: a folder that was named cannot be made or written to.
+        OSError: a folder that was named cannot be made or written to, or is not there and must not be made.
         ValueError: the package for S3 is not installed, or does not take this address.
     """
     if address == NONE:
         return None
-    if address is None:
-        return Files(default_folder())
-    if address.startswith("s3:"):
+    if address and address.startswith("s3:"):
         try:
             from service.store.objects import Objects
         except ImportError:
@@ -58,6 +57,10 @@ def open_medium(address: str | None, seconds: float) -> Medium | None:
             return Objects(address, seconds)
         except MediumFailed as error:
             raise ValueError(f"{address}: {error}") from None
-    files = Files(Path(unquote(urlsplit(address).path)))
-    files.make()
+    folder = Path(unquote(urlsplit(address).path)) if address else default_folder()
+    files = Files(folder)
+    if not make and not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    if make and address:  # that of the default is made when something is stored
+        files.make()
     return files

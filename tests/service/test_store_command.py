@@ -93,6 +93,7 @@ def test_gc(store: Path) -> None:
     [
         (["ls"], {"TCM_STORE": "none"}, 2, "TCM_STORE"),
         (["ls"], {"TCM_STORE": "/data"}, 2, "file:///absolute/folder"),
+        (["ls"], {"TCM_STORE": "file:///nowhere/store"}, 6, "/nowhere/store"),
         (["gc", "--ttl", "soon"], {"TCM_STORE": "file:///tmp"}, 2, "30d"),
         (["sign", "0" * 64], {}, 2, "signing key"),
         (["sign", "short"], {"TCM_SIGNING_KEYS": "a:" + "s" * 32}, 2, "64 hexadecimal"),
