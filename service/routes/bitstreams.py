@@ -96,13 +96,14 @@ async def keep(
     timeout_ms: TimeoutMs = None,
 ) -> Response:
     """Send an image file, which is encoded as by /v1/encode, or a ready bitstream, which is checked; either is kept."""
+    here.store.require()
     entry = choose(here, model, quality)
     record = Record.of(request.scope)
     stages = record.stages
     async with Lifetime(request, seconds(here, timeout_ms)) as lifetime:
         upload = await read_upload(request, ["image/*", MEDIA_TYPE], here.settings.max_body_bytes)
         lifetime.ends_with_client()
-        if upload.data.startswith(MAGIC) or request.headers.get("content-type", "").startswith(MEDIA_TYPE):
+        if upload.data.startswith(MAGIC) or request.headers.get("content-type", "").lower().startswith(MEDIA_TYPE):
             if model is not None or quality is not None:
                 raise _superfluous("model" if model is not None else "quality")
             container = await here.scheduler.inspect(upload.data, stages=stages)

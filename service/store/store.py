@@ -107,6 +107,14 @@ class Store:
         """Seconds that an object still has, 0 where its time is over; None where it lives for ever."""
         return None if self._ttl is None else max(0.0, meta.stored + self._ttl - time.time())
 
+    def require(self) -> None:
+        """Say at once where there is no store, before anything is done in vain.
+
+        Raises:
+            StoreDisabled: this service has no store.
+        """
+        self._open()
+
     def _open(self) -> Medium:
         if self._medium is None:
             raise StoreDisabled("this service keeps no bitstreams: its setting TCM_STORE is `none`")
