@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -94,6 +95,12 @@ def test_promtool(arguments: list[str]) -> None:
         pytest.skip("promtool is not here (Debian: apt-get install prometheus)")
     result = subprocess.run([program, *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_list_of_metrics_is_current() -> None:
+    written = (ROOT / "docs" / "metrics.md").read_text()
+    made = runpy.run_path(str(ROOT / "docs" / "metrics.py"))["document"]()
+    assert written == made, "run `python docs/metrics.py > docs/metrics.md`"
 
 
 def test_the_contract() -> None:
