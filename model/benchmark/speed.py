@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from model import fused
 from model.benchmark.machine import peak_memory, synchronise
 from model.codec import Codec
 from model.container import read_container
-from model.network import TCM
 from model.pixels import Picture
 
 _T = TypeVar("_T")
@@ -123,14 +123,13 @@ def _repeat(work: Callable[..., object], seconds: float, device: torch.device) -
 
 @torch.no_grad()
 def _flop(codec: Codec, width: int, height: int) -> float:
-    """Multiplications and additions of convolutions and matrix products, as torch counts them, without doing them."""
-    with torch.device("meta"):
-        net = TCM(config=codec.info.config).eval()
-        x = torch.zeros(1, 3, *reversed(codec.padded(width, height)))
-        with FlopCounterMode(display=False) as once:
-            net(x)
-        with FlopCounterMode(display=False) as transforms:
-            y = net.g_a(x)
-            net.h_a(y)
-            net.g_s(y)
+    """Multiplications and additions of convolutions and matrix products, as torch counts them."""
+    net, (padded_width, padded_height) = codec.net, codec.padded(width, height)
+    x = torch.zeros(1, 3, padded_height, padded_width, device=codec.device)
+    with fused.nothing(), FlopCounterMode(display=False) as once:  # what is fused, torch does not count
+        net(x)
+    with fused.nothing(), FlopCounterMode(display=False) as transforms:
+        y = net.g_a(x)
+        net.h_a(y)
+        net.g_s(y)
     return float(2 * once.get_total_flops() - transforms.get_total_flops())
