@@ -97,7 +97,7 @@ def replicas(count: int, arguments: Sequence[str], cores: set[int] | None = None
             replica.log.unlink(missing_ok=True)
 
 
-def wait_for(some: Sequence[Replica], seconds: float = 180) -> None:
+def wait_for(some: Sequence[Replica], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not all(replica.ready() for replica in some):
         if time.monotonic() > end:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from model.errors import OutOfMemory
+from model.errors import DeviceLost, OutOfMemory
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -36,10 +36,11 @@ def use_exact_arithmetic(device: torch.device) -> None:
 
 @contextmanager
 def memory_errors(device: torch.device) -> Iterator[None]:
-    """Turn a failed allocation into a named error.
+    """Turn a failed allocation, or a device that has failed for good, into a named error.
 
     Raises:
         OutOfMemory: the device, or the machine, has no memory left.
+        DeviceLost: the device does nothing any more.
     """
     message = f"{device} has not enough memory left for an image of this size"
     try:
@@ -49,4 +50,16 @@ def memory_errors(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if "can't allocate memory" in str(error):  # how torch's CPU allocator says it
             raise OutOfMemory(message) from error
+        if not _answers(device):
+            raise DeviceLost(f"{device} does nothing any more: {error}") from error
         raise
+
+
+def _answers(device: torch.device) -> bool:
+    """Whether it still does the least. Some errors of CUDA spoil everything that the process asks of it afterwards."""
+    try:
+        return torch.ones(1, device=device).item() == 1
+    except torch.OutOfMemoryError:
+        return True
+    except RuntimeError:
+        return False

@@ -101,3 +101,9 @@ class OutOfMemory(ModelError):
     """The device has no memory left for this image."""
 
     code = "out-of-memory"
+
+
+class DeviceLost(ModelError):
+    """A device that does nothing any more, until this process has ended."""
+
+    code = "device-lost"

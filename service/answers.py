@@ -24,6 +24,7 @@ FROM_MODEL: dict[type[Exception], type[errors.Problem]] = {
     model_errors.CorruptBitstream: errors.CorruptBitstream,
     model_errors.TooManyPixels: errors.TooManyPixels,
     model_errors.OutOfMemory: errors.OutOfMemory,
+    model_errors.DeviceLost: errors.WorkerLost,
     model_errors.CheckpointMismatch: errors.ModelUnavailable,
     model_errors.CheckpointUnreadable: errors.ModelUnavailable,
 }

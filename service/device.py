@@ -12,7 +12,7 @@ import traceback
 
 import structlog
 
-from model.errors import OutOfMemory
+from model.errors import DeviceLost, OutOfMemory
 from model.stages import Stages
 from service.admission import Rate
 from service.errors import WorkerLost
@@ -92,8 +92,11 @@ class Device:
         error = self._attempt(batch)
         if error is None:
             return
-        if isinstance(error, Abandoned):
-            self._metrics.abandoned.inc()
+        if isinstance(error, Abandoned | DeviceLost):
+            if isinstance(error, DeviceLost):
+                self._watchdog.lose(str(error))
+            else:
+                self._metrics.abandoned.inc()
             for item in batch:
                 item.finish(error)
             return

@@ -53,7 +53,8 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: look whether all is well, and whether it is time to stop."""
         here = self._here
-        _watch_event_loop(here.settings.hang_seconds)
+        if counter % 10 == 0:
+            _watch_event_loop(here.settings.hang_seconds)
         lost = here.watchdog.lost()
         if lost and self._exit_at is None:
             self._exit_at = time.monotonic() + _LAST_SECONDS

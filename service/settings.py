@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     )
     hang_seconds: float = Field(
         60,
-        gt=0,
+        ge=2,
         description="After so long without progress (longer for large images), a batch, a file or the load of a model "
         "counts as hung: /livez fails, and the process exits with code 70.",
     )

@@ -89,7 +89,7 @@ def start(
         return next((e["url"] for e in map(json.loads, complete) if e["event"] == "listening"), None)
 
     try:
-        url = wait_for(listening, 150)  # importing torch takes its time on a busy machine
+        url = wait_for(listening, 300)  # importing torch takes its time on a busy machine
     except BaseException:
         process.kill()
         raise
@@ -97,7 +97,7 @@ def start(
     for path in ("/livez", "/readyz", "/startupz", "/v2/health/ready"):
         server.first_answers[path] = server.client.get(path)
     if ready:
-        wait_for(lambda: server.client.get("/readyz").is_success, 150)
+        wait_for(lambda: server.client.get("/readyz").is_success, 300)
     return server
 
 

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from model.codec import Codec
-from model.errors import OutOfMemory
+from model.errors import DeviceLost, OutOfMemory
 from model.latent_coder import Analysis
 from model.pixels import Picture
 from model.stages import Heartbeat, Stages
@@ -243,6 +243,17 @@ def test_a_lost_device_tells_who_waits(stage: Stage, pictures: list[Picture]) ->
         for item in (waiting, stage.put(pictures[1])):
             with pytest.raises(WorkerLost, match="it is gone"):
                 item.future.result(60)
+
+
+def test_a_device_that_fails_for_good_is_reported(stage: Stage, pictures: list[Picture]) -> None:
+    stage.refuses = lambda _: DeviceLost("cuda:0 does nothing any more")
+    with stage.busy():
+        items = [stage.put(picture) for picture in pictures[:4]]
+    for item in items:
+        with pytest.raises(DeviceLost):
+            item.future.result(60)
+    assert stage.sizes == [4]  # no halves are tried
+    assert stage.watchdog.lost() == "cuda:0 does nothing any more"
 
 
 def test_what_waits_at_the_end_is_dropped(stage: Stage, pictures: list[Picture]) -> None:
