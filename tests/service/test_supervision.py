@@ -61,8 +61,9 @@ def test_an_event_loop_that_stands_still(start_faulty: StartFaulty) -> None:
     assert server.process.wait(60) == 1
 
 
+@pytest.mark.slow
 def test_sigterm_loses_nothing(start_faulty: StartFaulty) -> None:
-    server, faults = start_faulty(["hold"], drain_seconds=2)
+    server, faults = start_faulty(["hold"], drain_seconds=8)
     with ThreadPoolExecutor(2) as clients:
         begun = clients.submit(httpx.post, f"{server.url}/v1/encode", content=SMALL, timeout=60)
         wait_for(lambda: server.metric("tcm_requests_inside") == 1)
