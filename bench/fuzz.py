@@ -1,18 +1,21 @@
 """Hostile files by the hundred thousand: each must give a named error, or exactly the picture that was written.
 
 python bench/fuzz.py [--count 100000] [--processes 1] [--seed 0] [--finds runs/fuzz] [--json FILE]
-python bench/fuzz.py --replay FILE [--target whole]
+                     [--write docs/hostile.md]
+python bench/fuzz.py --replay FILE [--targets whole]
 
 A case is its target, the seed and its number, so a run can be repeated and cut into any number of processes. Beside
 `--count` mutated bitstreams that go through the whole codec (tiny widths; one in five hundred through an embedded
 model), half as many go through the container alone and through the entropy decoder alone, and a tenth as many mutated
 image files through the image reader. The processes run under a limit of memory; the parent sees one that crashes or
-hangs, keeps the case and goes on behind it. Exit code 1 where there were finds.
+hangs, keeps the case and goes on behind it. Ctrl-C ends it early, with what there is. Exit code 1 where there were
+finds.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import multiprocessing as mp
@@ -248,6 +251,19 @@ def _replay(target: str, file: Path) -> int:
     return 0
 
 
+def _write(document: Path, run: Run, summary: str) -> None:
+    """Put the result between the two marks of a document."""
+    rows = ["| target | cases | outcomes | memory added |", "|---|---|---|---|"]
+    for target, outcomes in run.outcomes.items():
+        shown = ", ".join(f"{name} {count:,}" for name, count in outcomes.most_common())
+        memory = f"{run.peak[target] >> 10} MiB" if target in run.peak else "stopped early"
+        rows.append(f"| {target} | {outcomes.total():,} | {shown} | {memory} |")
+    before, _, rest = document.read_text().partition("<!-- fuzz -->")
+    _, _, after = rest.partition("<!-- /fuzz -->")
+    table = "\n".join([f"{summary}.", "", *rows])
+    document.write_text(f"{before}<!-- fuzz -->\n{table}\n<!-- /fuzz -->{after}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100_000, help="mutated bitstreams through the whole codec")
@@ -256,6 +272,7 @@ def main() -> int:
     parser.add_argument("--targets", nargs="+", choices=SHARES, default=list(SHARES))
     parser.add_argument("--finds", type=Path, default=Path("runs/fuzz"), help="where finds are kept")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", type=Path, help="document to put the result into, between its marks")
     parser.add_argument("--replay", type=Path, help="judge one file instead")
     arguments = parser.parse_args()
     if arguments.replay:
@@ -265,8 +282,9 @@ def main() -> int:
     start, cpu = time.monotonic(), os.times()
     with Progress(*columns, console=console) as progress:
         run = Run(arguments, progress)
-        for target in arguments.targets:
-            run.target(target, max(1, int(arguments.count * SHARES[target])))
+        with contextlib.suppress(KeyboardInterrupt):
+            for target in arguments.targets:
+                run.target(target, max(1, int(arguments.count * SHARES[target])))
     seconds, after = time.monotonic() - start, os.times()
     children = after.children_user + after.children_system - cpu.children_user - cpu.children_system
     table = Table("target", "cases", "outcomes", "memory", box=None)
@@ -278,6 +296,10 @@ def main() -> int:
     console.print(
         f"{total} cases, {len(run.finds)} finds; {seconds / 60:.1f} min, {children / 60:.1f} min of processor"
     )
+    if arguments.write:
+        _write(
+            arguments.write, run, f"{total:,} cases, {len(run.finds)} finds; {children / 60:.0f} minutes of processor"
+        )
     if arguments.json:
         found = {"outcomes": run.outcomes, "peak_kib": run.peak, "seconds": seconds, "processor_seconds": children}
         arguments.json.write_text(json.dumps(found | {"finds": [dataclasses.asdict(f) for f in run.finds]}, indent=1))
