@@ -35,6 +35,7 @@ SECONDS = 30.0
 _MEMORY = 512 << 20
 _BYTES_A_PIXEL = 24  # decoder, its picture and ours, in whatever mode they come
 _PATIENCE = 300.0  # seconds of the clock for an answer, on a machine that has other work
+_VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 _READABLE = {cls.code: cls for cls in (errors.UnsupportedImage, errors.CorruptImage, errors.TooManyPixels)}
 
 
@@ -136,7 +137,7 @@ class _Process:
             stdout=subprocess.PIPE,
             bufsize=0,  # a second answer must stay in the pipe, where `select` sees it
             pass_fds=(self._shared,),
-            env=os.environ | {"MALLOC_ARENA_MAX": "2"},  # every further arena reserves address space
+            env=_environment(),
         )
         try:
             self.usable = bool(self._answer()["ready"])
@@ -230,6 +231,12 @@ class _Process:
         self._child.kill()
         self._child.wait()
         os.close(self._shared)
+
+
+def _environment() -> dict[str, str]:
+    """What the interpreter needs to find its modules, and none of the service's secrets."""
+    kept = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    return kept | {"MALLOC_ARENA_MAX": "2"}  # every further arena reserves address space
 
 
 def _file_in_memory() -> int:
