@@ -41,8 +41,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/fuzz holds what the tests and this share
 
 SHARES = {"container": 0.5, "entropy": 0.5, "whole": 1.0, "embedded": 0.002, "image": 0.1}
-SECONDS = 20.0
-"""That one case may take before it counts as a hang."""
+SECONDS, PATIENCE = 20.0, 600.0
+"""Of processor time, and of the clock, that one case may take before it counts as a hang."""
 MEMORY = 1 << 30
 """Bytes that a process may add to what it holds once its models are loaded."""
 REPORT = 200
@@ -193,6 +193,7 @@ class _Worker:
         self.done = start >= stop
         self._run, self._target, self._stop = run, target, stop
         self._reported = start
+        self._since, self._used = 0.0, 0.0  # the case last looked at, and the processor time of its process then
         self._launch(start)
 
     def _launch(self, start: int) -> None:
@@ -210,11 +211,15 @@ class _Worker:
             self._process.join()
             return
         number, since = int(self._place[0]), self._place[1]
-        if alive and time.monotonic() - since <= SECONDS:
+        if alive and self._spent(since) <= SECONDS and time.monotonic() - since <= PATIENCE:
             return
         if not alive and number == -1:
             return  # its last words are on their way
-        what = f"took more than {SECONDS:.0f} s" if alive else f"the process ended with {self._process.exitcode}"
+        what = (
+            f"took more than {SECONDS:.0f} s of processor time"
+            if alive
+            else f"the process ended with {self._process.exitcode}"
+        )
         self._process.kill()
         self._process.join()
         if since == float("inf"):
@@ -227,6 +232,14 @@ class _Worker:
             self._launch(number + 1)
         else:
             self.done = True
+
+    def _spent(self, since: float) -> float:
+        """Seconds of processor time since the case was first looked at; other work on the machine does not count."""
+        ticks = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        used = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+        if since != self._since or since == float("inf"):
+            self._since, self._used = since, used
+        return used - self._used
 
     def _take(self) -> None:
         while not self._out.empty():
