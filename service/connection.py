@@ -50,6 +50,12 @@ class Connection(HttpToolsProtocol):
             log.info("connection cut", reason="too much that is no body")
             self.transport.abort()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Refuse a transfer coding that a proxy in front may read as another body than we do."""
+        if name.lower() == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            raise ValueError("a transfer coding other than chunked")
+        super().on_header(name, value)
+
     def on_body(self, body: bytes) -> None:
         """A piece of body."""
         self._framing = 0

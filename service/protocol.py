@@ -82,9 +82,17 @@ class Protocol(Connection):
     def _refuse(self, problem: Problem) -> None:
         """Answer and close: nothing that follows can be understood."""
         cycle: Any = self.cycle
-        if self.transport.is_closing() or (cycle and not cycle.response_complete):
+        under_way = cycle and not cycle.response_complete
+        if (
+            self.transport.is_closing()
+            or self.pipeline
+            or (under_way and (cycle.response_started or not cycle.more_body))
+        ):
             self.transport.close()  # an earlier answer is on its way, and must not be mixed with this one
             return
+        if under_way:  # what is wrong is this request's own body: its handler is told that nobody waits for it
+            cycle.disconnected = True
+            cycle.message_event.set()
         request_id = new_request_id()
         body = problem.document(request_id)
         headers = {

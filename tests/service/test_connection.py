@@ -134,3 +134,24 @@ def test_small_chunks_are_a_body(port: int) -> None:
         head = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
         connection.sendall(head + chunks)
         assert read_all(connection).endswith(b"300000")
+
+
+@pytest.mark.parametrize("chunk", [b"fffffffffffffffff\r\n", b"-1\r\nx\r\n", b"1\r\nxy\r\n", b"zz\r\n", b"\0"])
+def test_chunks_that_lie(port: int, chunk: bytes) -> None:
+    with connect(port) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        time.sleep(0.2)  # its handler waits for the body
+        connection.sendall(chunk)
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("coding", [b"xchunked", b"gzip, chunked", b"chunked, identity", b"identity"])
+def test_codings_that_a_proxy_may_read_differently(port: int, coding: bytes) -> None:
+    with connect(port) as connection:
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: " + coding
+        connection.sendall(head + b"\r\n\r\n0\r\n\r\nPOST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1

@@ -86,9 +86,7 @@ def test_chunks_beyond_the_limit(tight: Server, kind: bytes) -> None:
     assert b'"body-too-large"' in answer
 
 
-@pytest.mark.parametrize(
-    "chunk", [b"fffffffffffffffff\r\n", b"-1\r\nx\r\n", b"1\r\nxy\r\n", b"zz\r\n", b"\r\n\r\n", b"\0", b"1 \r\n x"]
-)
+@pytest.mark.parametrize("chunk", [b"fffffffffffffffff\r\n", b"-1\r\nx\r\n", b"1\r\nxy\r\n", b"zz\r\n", b"\0"])
 def test_chunks_that_lie(tight: Server, chunk: bytes) -> None:
     assert status(talk(tight, request(b"Transfer-Encoding: chunked") + chunk + b"0\r\n\r\n")) == 400
 
