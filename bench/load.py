@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 TIMEOUT = 130.0
+_IDLE_SECONDS = 2.0  # less than any server keeps an idle connection
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Client:
         self.host, self.port = urlsplit(url).hostname or "", urlsplit(url).port or 80
         head = f"POST {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Length: {len(body)}\r\n\r\n"
         self.request = head.encode() + body
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def send(self, due: float | None = None) -> Answer:
         """Latency counts from the moment a request was due."""
@@ -89,7 +90,7 @@ class Client:
             return Answer(due, time.perf_counter(), type(error).__name__)
 
     async def _send(self, due: float) -> Answer:
-        reader, writer = self._idle.pop() if self._idle else await self.connect()
+        reader, writer = self._fresh() or await self.connect()
         writer.write(self.request)
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
@@ -102,18 +103,27 @@ class Client:
         if headers.get("connection") == "close":
             writer.close()
         else:
-            self._idle.append((reader, writer))
+            self._idle.append((end, reader, writer))
         problem = json.loads(body) if "problem+json" in headers.get("content-type", "") else {}
         retry_after = headers.get("retry-after")
         return Answer(
             due, end, int(head.split(" ")[1]), problem.get("code", ""), int(retry_after) if retry_after else None
         )
 
+    def _fresh(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """An idle connection that the other side may not have closed meanwhile, as it does with those idle for long."""
+        while self._idle:
+            since, reader, writer = self._idle.pop()
+            if time.perf_counter() - since < _IDLE_SECONDS and not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
+
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self.host, self.port, limit=1 << 20)
 
     def close(self) -> None:
-        for _, writer in self._idle:
+        for _, _, writer in self._idle:
             writer.close()
         self._idle.clear()
 
