@@ -219,11 +219,16 @@ def size_of(output: Tensor) -> Tensor:
 
 
 def add_noise(net: TCM, relative: dict[str, float], seed: int) -> list[RemovableHandle]:
-    """Disturb the output of every shared module, each element by up to `relative` times its `size_of`."""
+    """Disturb the output of every shared module, each element by up to `relative` times its `size_of`.
+
+    Outputs in float64 are left alone: it is float32 that machines differ in, and copies of a module keep its hooks.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def disturb(amount: float) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(_: nn.Module, __: object, output: Tensor) -> Tensor:
+            if output.dtype == torch.float64:
+                return output
             noise = torch.rand(output.shape, generator=generator).mul_(2).sub_(1).to(output)
             return output + noise * amount * size_of(output)
 
