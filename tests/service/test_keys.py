@@ -298,7 +298,7 @@ def test_it_does_not_start_without_its_keys(settings: dict[str, str], named: str
     """Rather than start open."""
     result = subprocess.run(
         [sys.executable, "-m", "service", "--port", "0", "--device", "cpu"],
-        env=os.environ | settings, capture_output=True, text=True, timeout=60,
+        env=os.environ | settings, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert result.returncode == 2
     assert named in result.stderr
