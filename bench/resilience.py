@@ -216,11 +216,13 @@ async def disconnects(options: argparse.Namespace) -> Report:
                 with contextlib.suppress(OSError, EOFError, TimeoutError):
                     client = Client(service.url, body)
                     reader, writer = await client.connect()
-                    writer.write(client.request[: random.choice((20, len(client.request) // 2, None))])
-                    sent += 1
-                    async with asyncio.timeout(random.uniform(0, 0.3)):
-                        await reader.read(1)
-                writer.transport.abort()
+                    try:
+                        writer.write(client.request[: random.choice((20, len(client.request) // 2, None))])
+                        sent += 1
+                        async with asyncio.timeout(random.uniform(0, 0.3)):
+                            await reader.read(1)
+                    finally:
+                        writer.transport.abort()
 
         with Bar("50 clients that leave", seconds) as tick:
             await asyncio.gather(stay(tick), *(leave() for _ in range(50)))
@@ -362,6 +364,7 @@ def main() -> None:
         parser.error(f"--plot draws {' and '.join(PLOTS)} only")
     if not 0 < options.minutes <= 24 * 60 or not 0 < (options.seconds or 1) <= 600:
         parser.error("at most 600 seconds a load and a day of soak")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     options.cores = None
     if options.apart:
         *others, last = sorted(os.sched_getaffinity(0))
