@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
-from schemathesis import Case
+from hypothesis import HealthCheck, given, settings
+from schemathesis import Case, GenerationMode
 
 from tests.service.conftest import Server
 
@@ -18,17 +18,30 @@ CONFIG: dict[str, Any] = {
         "positive_data_acceptance": {"enabled": False},  # to a schema all bytes are a file; most are no image
     },
 }
-
-
-@pytest.fixture(scope="module")
-def described(tight: Server) -> Any:
-    config = schemathesis.Config.from_dict(CONFIG)
-    return schemathesis.openapi.from_url(f"{tight.url}/openapi.json", config=config)
+EXAMPLES = 12
 
 
 @pytest.mark.slow
-@schemathesis.pytest.from_fixture("described").parametrize()
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_operation(case: Case) -> None:
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["as-it-says", "otherwise"])
+def test_every_operation(tight: Server, mode: GenerationMode) -> None:
     """Statuses, content types, headers and bodies are those of the document; nothing is a 500."""
-    case.call_and_validate()
+    config = schemathesis.Config.from_dict(CONFIG)
+    api = schemathesis.openapi.from_url(f"{tight.url}/openapi.json", config=config)
+    failures, tried = [], 0
+    for found in api.get_all_operations():
+        operation = found.ok()
+        if mode.is_negative and not (operation.query or operation.path_parameters or operation.body):
+            continue  # nothing to get wrong
+
+        @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @given(case=operation.as_strategy(mode))
+        def call(case: Case) -> None:
+            case.call_and_validate()
+
+        try:
+            call()
+        except Exception as failure:  # noqa: BLE001 - all of them are shown together
+            failures.append(f"{operation.label}: {failure}")
+        tried += 1
+    assert not failures, "\n\n".join(failures)
+    assert tried
