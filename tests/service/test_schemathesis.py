@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 
 from tests.service.conftest import Server
@@ -40,6 +41,8 @@ def test_every_operation(tight: Server, mode: GenerationMode) -> None:
 
         try:
             call()
+        except Unsatisfiable:
+            continue  # a parameter that takes any text cannot be wrong
         except Exception as failure:  # noqa: BLE001 - all of them are shown together
             failures.append(f"{operation.label}: {failure}")
         tried += 1
