@@ -118,7 +118,10 @@ def _work(target: str, seed: int, start: int, stop: int, place: Any, out: Any) -
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
     outcomes: Counter[str] = Counter()
+    parent = os.getppid()
     for number in range(start, stop):
+        if os.getppid() != parent:
+            return  # nobody is left to report to
         data = make(_random(target, seed, number))
         place[0], place[1] = number, time.monotonic()
         try:
