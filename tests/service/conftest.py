@@ -226,7 +226,7 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
 @pytest.fixture(scope="session")
 def large(photo: Image.Image) -> bytes:
     """Keeps a CPU busy for seconds."""
-    return image_file(photo.resize((1536, 1024)), "JPEG")
+    return image_file(photo.resize((2304, 1536)), "JPEG")
 
 
 @contextmanager
