@@ -34,16 +34,18 @@ class MixedBlock(nn.Module):
         self.conv_block = ResidualBlock(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 2N, H, W) -> the same shape; H and W multiples of the window."""
-        if self.trans_block.fuses(x):
-            return self._fused(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
-        local, windowed = self.conv1_1(x).split(self.width, dim=1)
+        """(B, 2N, H, W) -> the same shape and precision; H and W multiples of the window."""
+        low = x.to(self.conv1_1.weight.dtype)
+        if self.trans_block.fuses(low):
+            low, skip = (t.permute(0, 2, 3, 1).contiguous() for t in (low, x))
+            return self._fused(low, skip).permute(0, 3, 1, 2)
+        local, windowed = self.conv1_1(low).split(self.width, dim=1)
         local = self.conv_block(local) + local
         windowed = self.trans_block(windowed)
         return x + self.conv1_2(torch.cat((local, windowed), dim=1))  # type: ignore[no-any-return]
 
-    def _fused(self, x: Tensor) -> Tensor:
-        """(B, H, W, 2N) -> the same shape; both halves are written where the last layer reads them."""
+    def _fused(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(B, H, W, 2N) twice -> the same shape; both halves are written where the last layer reads them."""
         (first, last), (add_first, add_last) = (
             self.conv1_1.weight.flatten(1).chunk(2),
             cast("Tensor", self.conv1_1.bias).chunk(2),
@@ -53,7 +55,10 @@ class MixedBlock(nn.Module):
         branch = self.conv_block.branch(local.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         torch.add(branch, local, alpha=2, out=both[..., : self.width])  # the block's own skip and this one
         self.trans_block.in_bands(windowed, both[..., self.width :])
-        return fused.linear(both, self.conv1_2.weight.flatten(1), self.conv1_2.bias, plus=x)
+        weight, bias = self.conv1_2.weight.flatten(1), self.conv1_2.bias
+        if skip.dtype != x.dtype:
+            return skip + fused.linear(both, weight, bias)
+        return fused.linear(both, weight, bias, plus=skip)
 
 
 class _WindowPair(nn.Module):

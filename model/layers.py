@@ -43,7 +43,8 @@ class ResidualBlockUpsample(compressai.ResidualBlockUpsample):  # type: ignore[m
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> a map of twice the sides."""
         (up, shuffle), (skip, _) = self.subpel_conv, self.upsample
-        branch = fused.conv(self.conv, shuffle(fused.conv(up, x, activation="leaky_relu")))
+        low = x.to(up.weight.dtype)
+        branch = fused.conv(self.conv, shuffle(fused.conv(up, low, activation="leaky_relu")))
         return _normalise(self.igdn, branch, plus=shuffle(fused.conv(skip, x)))
 
 

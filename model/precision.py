@@ -3,6 +3,8 @@
 g_a, h_a and g_s are continuous: a rounding error in them is a little noise in y or in the picture. They may run in
 bfloat16 or float16 where the hardware has it, but for the places where that noise shows:
 
+- the sums: mixed and upsampling blocks compute their branches in few bits, and add them to float32 (with the sums in
+  bfloat16 as well the decoder lost up to 0.08 dB at 35 dB; like this, 0.002);
 - the last layer of each: its output is rounded to integers (y, z) or to 8 bits (x̂), and bfloat16 has steps of 1 from
   128 on, and of 1/256 under 1;
 - the strided blocks of g_a and h_a, whose skips carry the signal itself: with them the embedded models lose more than
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from model.blocks import MixedBlock
+from model.layers import ResidualBlockUpsample
 from model.network import TCM
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,7 +70,7 @@ class Transforms:
 
 
 class Lowered:
-    """A transform of which some layers run in another precision.
+    """A transform of which some layers compute in another precision; what they add to stays in float32.
 
     Args:
         transform: the layers.
@@ -76,14 +79,13 @@ class Lowered:
     """
 
     def __init__(self, transform: nn.Sequential, dtype: torch.dtype, kind: type[nn.Module]) -> None:
-        self.layers: list[tuple[nn.Module, torch.dtype]] = []
+        self.layers: list[nn.Module] = []
         self._own: list[nn.Module] = []
         for i, layer in enumerate(transform):
-            low = dtype != torch.float32 and i < len(transform) - 1 and isinstance(layer, kind)
-            if low:
-                layer = copy.deepcopy(layer).to(dtype)
+            if dtype != torch.float32 and i < len(transform) - 1 and isinstance(layer, kind):
+                layer = _lower(layer, dtype)
                 self._own.append(layer)
-            self.layers.append((layer.to(memory_format=torch.channels_last), dtype if low else torch.float32))
+            self.layers.append(layer.to(memory_format=torch.channels_last))
 
     def own_tensors(self) -> list[Tensor]:
         """Weights that are not the network's."""
@@ -91,6 +93,14 @@ class Lowered:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply it to float32, in any memory format."""
-        for layer, dtype in self.layers:
-            x = layer(x.to(dtype, memory_format=torch.channels_last))
+        for layer in self.layers:
+            x = layer(x.contiguous(memory_format=torch.channels_last))
         return x
+
+
+def _lower(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy whose branches compute in `dtype`; an upsampling block's skip carries the signal and keeps its bits."""
+    low = copy.deepcopy(layer).to(dtype)
+    if isinstance(layer, ResidualBlockUpsample) and isinstance(low, ResidualBlockUpsample):
+        low.upsample = copy.deepcopy(layer.upsample)
+    return low
