@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from model.entropy import Decoder, SymbolMismatch
 from model.tables import GUARD_MEANS, LOG_STEP, SCALE_LEVELS, SCALE_MAX, SCALE_MIN
 
-DRIFT, DRIFT_OF_LARGEST = 2e-5, 1e-6
+DRIFT, DRIFT_OF_LARGEST = 3e-5, 1.5e-6
 """D is the first and, times the largest σ of the slice, the second."""
 WAYS = 1 << 16
 """Placements of the steps that can be told from one another. Part of format version 1."""
