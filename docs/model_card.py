@@ -26,9 +26,8 @@ def table(measured: dict) -> str:
         for p in points:
             estimate = f"{p['estimate_error']:+.2%}" if p["estimate_error"] is not None else ""
             similarity = f"{p['ms_ssim']:.4f}" if p["ms_ssim"] is not None else ""
-            setting = p["setting"].partition("@")[0]
             lines.append(
-                f"| {name} | {setting} | {p['bits_per_pixel']:.4f} | {p['psnr']:.3f} | {similarity} | {estimate} |"
+                f"| {name} | {p['setting']} | {p['bits_per_pixel']:.4f} | {p['psnr']:.3f} | {similarity} | {estimate} |"
             )
     lines.append("")
     for test, against in measured["bd_rate"].items():

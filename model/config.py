@@ -151,11 +151,12 @@ class TCMConfig:
 SIZES: dict[str, TCMConfig] = {
     "xs": TCMConfig(
         N=32,
-        M=192,
+        M=256,
         hyper_channels=96,
         head_dim=(16,) * 6,
         hyper_head_dim=16,
-        slices=6,
+        slices=8,
+        max_support=7,
         slice_widths=(96, 64),
         attention_width=64,
     ),

@@ -1,0 +1,29 @@
+"""What README and the model card claim of the embedded models is what their measured table says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from model import Zoo
+
+ROOT = Path(__file__).parents[1]
+CARD = (ROOT / "docs" / "models.md").read_text()
+CLAIM = re.compile(r"(\d+) % fewer bits than (JPEG|WebP)")
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/models.md"])
+def test_claims_of_saved_bits_are_the_measured_ones(document: str) -> None:
+    measured = dict((name, float(rate)) for rate, name in re.findall(r"([+-][\d.]+) % against (JPEG XL|\w+)", CARD))
+    claims = CLAIM.findall(" ".join((ROOT / document).read_text().split()))
+    assert claims
+    for percent, codec in claims:
+        assert abs(int(percent) + measured[codec]) <= 0.5, f"{percent} % fewer than {codec}: measured {measured[codec]}"
+
+
+def test_the_measured_table_is_that_of_the_installed_weights() -> None:
+    measured = dict(re.findall(r"\| (tcm-xs-mse-[\d.]+)@(\w+) ", CARD))
+    installed = {e.name: e.info.fingerprint for e in Zoo(ROOT / "none").entries()}
+    assert measured == installed
