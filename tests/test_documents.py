@@ -16,7 +16,7 @@ CLAIM = re.compile(r"(\d+) % fewer bits than (JPEG|WebP)")
 
 @pytest.mark.parametrize("document", ["README.md", "docs/models.md"])
 def test_claims_of_saved_bits_are_the_measured_ones(document: str) -> None:
-    measured = dict((name, float(rate)) for rate, name in re.findall(r"([+-][\d.]+) % against (JPEG XL|\w+)", CARD))
+    measured = {name: float(rate) for rate, name in re.findall(r"([+-][\d.]+) % against (JPEG XL|\w+)", CARD)}
     claims = CLAIM.findall(" ".join((ROOT / document).read_text().split()))
     assert claims
     for percent, codec in claims:
