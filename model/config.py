@@ -57,6 +57,8 @@ class TCMConfig:
             raise ValueError(f"head_dim has six numbers and slice_widths two: {self}")
         if self.M % self.slices:
             raise ValueError(f"M={self.M} cannot be cut into {self.slices} slices")
+        if self.max_support >= self.slices - 1:  # what is never reached is written in one way, as `from_shapes` does
+            object.__setattr__(self, "max_support", max(self.slices - 1, 5))
         if self.window % 2 or self.hyper_window % 2:
             raise ValueError("window sides are even: a shift is half a window")
 
