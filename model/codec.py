@@ -104,7 +104,12 @@ class Codec:
                 torch.cuda.empty_cache()
 
     def _tensors(self) -> list[Tensor]:
-        return [*self.net.parameters(), *self.net.buffers(), *self._transforms.own_tensors()]
+        return [
+            *self.net.parameters(),
+            *self.net.buffers(),
+            *self._transforms.own_tensors(),
+            *self._latents.own_tensors(),
+        ]
 
     # ---- an image
 

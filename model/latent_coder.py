@@ -18,7 +18,8 @@ from model import guard
 from model.checkpoint import ModelInfo
 from model.container import Container
 from model.entropy import Coder, stream_count
-from model.latents import code_slices
+from model.folded import FoldedTransform, fold
+from model.latents import SharedPath, code_slices
 from model.network import TCM
 from model.reader import Reader
 from model.rounding import choose_symbols
@@ -68,8 +69,15 @@ class LatentCoder:
         self.retries = 0
         self._net, self._info, self._device = net, info, device
         self._coder = Coder(gaussian_tables() + guard_tables() + z_tables)
+        self._path = fold(net)
         self._medians = net.medians()
         self._wide: TCM | None = None
+
+    def own_tensors(self) -> list[Tensor]:
+        """Weights beside the network's."""
+        transforms = (self._path.cc_mean_transforms, self._path.cc_scale_transforms, self._path.lrp_transforms)
+        folded = (t for each in transforms for t in each if isinstance(t, FoldedTransform))
+        return [tensor for transform in folded for tensor in transform.own_tensors()]
 
     def payload(self, analysis: Analysis, stages: Stages) -> bytes:
         """The entropy-coded symbols of one picture; needs no device."""
@@ -95,7 +103,7 @@ class LatentCoder:
             return y_symbols[-1] + mean
 
         with stages("slices"):
-            scales = code_slices(self._net, z_symbols + self._medians, code).scales
+            scales = code_slices(self._path, z_symbols + self._medians, code).scales
             rows = zip(_rows(z_symbols), _rows(torch.cat(y_symbols, dim=1)), _scales(scales), strict=True)
             return [
                 Analysis(
@@ -116,7 +124,7 @@ class LatentCoder:
         heartbeat: Heartbeat = unwatched,
     ) -> tuple[list[Reader], Tensor]:
         """ŷ (B, M, height, width) with the readers, which know what is wrong with a file."""
-        readers, y_hat = self._read(containers, height, width, self._net, stages, heartbeat)
+        readers, y_hat = self._read(containers, height, width, self._path, stages, heartbeat)
         for b, reader in enumerate(readers):
             if reader.mismatch:  # what the guard does not forgive may be this machine's float32
                 with stages("retry"):
@@ -132,9 +140,15 @@ class LatentCoder:
         return self._wide
 
     def _read(
-        self, containers: Sequence[Container], h: int, w: int, net: TCM, stages: Stages, heartbeat: Heartbeat
+        self,
+        containers: Sequence[Container],
+        h: int,
+        w: int,
+        path: TCM | SharedPath,
+        stages: Stages,
+        heartbeat: Heartbeat,
     ) -> tuple[list[Reader], Tensor]:
-        """As `read`, with a network of any precision; a file that is wrong is zeros from where that shows."""
+        """As `read`, in any precision; a file that is wrong is zeros from where that shows."""
         c = self._info.config
         in_z, in_slice = c.hyper_channels * (h // 4) * (w // 4), c.slice_channels * h * w
         streams = stream_count(in_z + c.slices * in_slice)
@@ -157,7 +171,7 @@ class LatentCoder:
                 z_symbols = [reader.symbols(self._z_indexes((h // 4) * (w // 4))) for reader in readers]
             z_hat = self._symbols_to_device(z_symbols, (len(readers), c.hyper_channels, h // 4, w // 4)) + self._medians
             try:
-                y_hat = code_slices(net, z_hat.to(net.medians().dtype), code).y_hat
+                y_hat = code_slices(path, z_hat.to(next(path.h_mean_s.parameters()).dtype), code).y_hat
             except _NothingLeft:
                 return readers, z_hat.new_zeros(len(readers), c.M, h, w)
         for reader in readers:

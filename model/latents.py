@@ -10,12 +10,14 @@ rounds straight through, the encoder rounds and keeps the symbols, the decoder r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from model.config import TCMConfig
 
 if TYPE_CHECKING:
     from model.network import TCM
@@ -33,7 +35,21 @@ class Latents:
     scales: Tensor
 
 
-def code_slices(net: TCM, z_hat: Tensor, code: CodeSlice) -> Latents:
+@dataclass(frozen=True)
+class SharedPath:
+    """The modules that writer and reader must agree on: a network's own, or others that compute the same."""
+
+    config: TCMConfig
+    h_mean_s: nn.Module
+    h_scale_s: nn.Module
+    atten_mean: Sequence[nn.Module]
+    atten_scale: Sequence[nn.Module]
+    cc_mean_transforms: Sequence[nn.Module]
+    cc_scale_transforms: Sequence[nn.Module]
+    lrp_transforms: Sequence[nn.Module]
+
+
+def code_slices(net: TCM | SharedPath, z_hat: Tensor, code: CodeSlice) -> Latents:
     """Run the slice loop over ẑ (B, hyper_channels, h/4, w/4).
 
     Everything here must agree between the machine that writes and the machine that reads: it runs in the precision of

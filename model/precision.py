@@ -72,6 +72,8 @@ class Transforms:
 class Lowered:
     """A transform of which some layers compute in another precision; what they add to stays in float32.
 
+    Blocks that add nothing are left out: the embedded models' outermost ones were never trained.
+
     Args:
         transform: the layers.
         dtype: the other precision.
@@ -82,6 +84,8 @@ class Lowered:
         self.layers: list[nn.Module] = []
         self._own: list[nn.Module] = []
         for i, layer in enumerate(transform):
+            if isinstance(layer, MixedBlock) and layer.adds_nothing():
+                continue
             if dtype != torch.float32 and i < len(transform) - 1 and isinstance(layer, kind):
                 layer = _lower(layer, dtype)
                 self._own.append(layer)

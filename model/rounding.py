@@ -29,6 +29,14 @@ def choose_symbols(residual: Tensor, scale: Tensor, weight: float | None) -> Ten
     nearest = torch.round(residual)
     if weight is None:
         return nearest
+    if residual.device.type != "cpu":  # finding the others would make the device wait
+        return _cheapest(residual, nearest, scale, weight)
+    others = nearest != 0  # zero stays zero, and most are
+    nearest[others] = _cheapest(residual[others], nearest[others], scale[others], weight)
+    return nearest
+
+
+def _cheapest(residual: Tensor, nearest: Tensor, scale: Tensor, weight: float) -> Tensor:
     chosen, least = nearest, weight * (residual - nearest).square() + bits(nearest, scale)
     for other in (nearest - nearest.sign(), torch.zeros_like(nearest)):
         cost = weight * (residual - other).square() + bits(other, scale)

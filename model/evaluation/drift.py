@@ -22,8 +22,9 @@ from torch.utils.hooks import RemovableHandle
 from model import fused, guard
 from model.codec import Codec
 from model.devices import use_exact_arithmetic
+from model.folded import fold
 from model.latent_coder import Analysis
-from model.latents import code_slices
+from model.latents import SharedPath, code_slices
 from model.network import TCM, pad_to
 from model.pixels import from_pil
 from model.rounding import choose_symbols
@@ -32,10 +33,13 @@ from model.tables import SCALE_MAX, SCALE_MIN
 Modules = dict[str, nn.Module]
 
 
-def shared_modules(net: TCM) -> Modules:
+def shared_modules(net: TCM | SharedPath) -> Modules:
     """Every module whose output writer and reader must agree on."""
     found: Modules = {"h_mean_s": net.h_mean_s, "h_scale_s": net.h_scale_s}
-    for name in ("atten_mean", "atten_scale", "cc_mean_transforms", "cc_scale_transforms", "lrp_transforms"):
+    kinds = ["cc_mean_transforms", "cc_scale_transforms", "lrp_transforms"]
+    if isinstance(net, TCM):  # where it is folded, nothing is as wide as what an attention gives
+        kinds += ["atten_mean", "atten_scale"]
+    for name in kinds:
         found |= {f"{name}.{i}": module for i, module in enumerate(getattr(net, name))}
     return found
 
@@ -73,8 +77,9 @@ class Run:
 
 
 @torch.no_grad()
-def run(net: TCM, symbols: Symbols) -> Run:
-    """The shared path on given symbols, in the network's own precision and place."""
+def run(net: TCM, symbols: Symbols, path: TCM | SharedPath | None = None) -> Run:
+    """The shared path, by default the network itself, on given symbols; in the precision and place of the network."""
+    path = path or net
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
@@ -86,9 +91,9 @@ def run(net: TCM, symbols: Symbols) -> Run:
     medians = net.medians()
     z, y = (t.to(medians) for t in (symbols.z, symbols.y))
     slices = y.chunk(net.config.slices, dim=1)
-    handles = [module.register_forward_hook(keep(name)) for name, module in shared_modules(net).items()]
+    handles = [module.register_forward_hook(keep(name)) for name, module in shared_modules(path).items()]
     try:
-        latents = code_slices(net, z + medians, lambda i, mean, _: slices[i] + mean)
+        latents = code_slices(path, z + medians, lambda i, mean, _: slices[i] + mean)
     finally:
         for handle in handles:
             handle.remove()
@@ -121,6 +126,8 @@ def runs(
         use_exact_arithmetic(torch.device(device))
         net.to(device)
         yield f"{device}, float32", run(net, symbols)
+        if (path := fold(net)) is not net:
+            yield f"{device}, folded", run(net, symbols, path)
         if device == "cpu":
             for count in {1, 2, 3} - {torch.get_num_threads()}:
                 with _threads(count):

@@ -97,7 +97,7 @@ def test_every_way_of_reading_gives_the_same_symbols_and_picture(model, photo):
     with fused.nothing(), sdpa_kernel(SDPBackend.MATH):
         check()
     check(8)
-    with mock.patch.object(model._latents, "_net", model._latents._float64()):
+    with mock.patch.object(model._latents, "_path", model._latents._float64()):
         check()
 
 
