@@ -64,9 +64,9 @@ class Older:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def run(self, model: str, symbols: Symbols) -> Run:
+    def run(self, model: str, symbols: Symbols, first: dict[str, torch.Tensor]) -> Run:
         asked, answered = self._folder / "symbols.npz", self._folder / "run.npz"
-        np.savez(asked, z=symbols.z.numpy(), y=symbols.y.numpy())
+        np.savez(asked, z=symbols.z.numpy(), y=symbols.y.numpy(), **{n: o.numpy() for n, o in first.items()})
         assert self._process.stdin
         assert self._process.stdout
         print(model, asked, answered, sep="\t", file=self._process.stdin, flush=True)
@@ -90,8 +90,8 @@ def work() -> None:
         if model not in nets:
             nets[model] = Codec.load(model, "cpu").net
         with np.load(asked) as found:
-            symbols = Symbols(*(torch.from_numpy(found[name]) for name in ("z", "y")))
-        result = run(nets[model], symbols)
+            given = {name: torch.from_numpy(found[name]) for name in found.files}
+        result = run(nets[model], Symbols(given.pop("z"), given.pop("y")), given)
         np.savez(answered, scales=result.scales.numpy(), **{n: o.numpy() for n, o in result.outputs.items()})
         print("done", flush=True)
 
@@ -118,11 +118,13 @@ def measure(entry: ZooEntry, photographs: list[Path], older: dict[str, Older], p
         costs.append(guard_share(codec, image))
 
         def every(symbols: Symbols = symbols, number: int = number) -> Iterator[tuple[str, Run]]:
-            rare = number % RARELY == 0
-            yield from runs(codec.net, symbols, batches=(2, 8) if rare else (2,))
+            rare, first = number % RARELY == 0, {}
+            for name, result in runs(codec.net, symbols, batches=(2, 8) if rare else (2,)):
+                first = first or result.outputs
+                yield name, result
             for name, process in older.items():
                 if rare or name != SLOWEST:
-                    yield f"cpu, {name}", process.run(entry.name, symbols)
+                    yield f"cpu, {name}", process.run(entry.name, symbols, first)
 
         def named() -> Iterator[tuple[str, Run]]:
             for name, result in every():
@@ -165,7 +167,7 @@ def tables(found: list[dict], machine: str, photographs: int) -> str:
         f"Ways compared: {'; '.join(found[0]['ways'])} ({SLOWEST} and batches of 8 on every fourth photograph).",
         "",
     ]
-    lines += ["The largest drift of each module's output, relative to its size (itself and its median, added):", ""]
+    lines += ["The largest drift of each module's output, given the same input, relative to its terms Σ|w·a|:", ""]
     lines += [
         "| module | " + " | ".join(one["model"] for one in found) + " |",
         "|---|" + "---|" * len(found),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.hooks import RemovableHandle
 
 from model import fused, guard
 from model.codec import Codec
 from model.devices import use_exact_arithmetic
+from model.evaluation.noise import shared_modules, watched_terms
 from model.folded import fold
 from model.latent_coder import Analysis
 from model.latents import SharedPath, code_slices
@@ -29,19 +29,6 @@ from model.network import TCM, pad_to
 from model.pixels import from_pil
 from model.rounding import choose_symbols
 from model.tables import SCALE_MAX, SCALE_MIN
-
-Modules = dict[str, nn.Module]
-
-
-def shared_modules(net: TCM | SharedPath) -> Modules:
-    """Every module whose output writer and reader must agree on."""
-    found: Modules = {"h_mean_s": net.h_mean_s, "h_scale_s": net.h_scale_s}
-    kinds = ["cc_mean_transforms", "cc_scale_transforms", "lrp_transforms"]
-    if isinstance(net, TCM):  # where it is folded, nothing is as wide as what an attention gives
-        kinds += ["atten_mean", "atten_scale"]
-    for name in kinds:
-        found |= {f"{name}.{i}": module for i, module in enumerate(getattr(net, name))}
-    return found
 
 
 @dataclass(frozen=True)
@@ -70,21 +57,50 @@ def symbols_of(net: TCM, x: Tensor, rounding: float | None = None) -> Symbols:
 
 @dataclass(frozen=True)
 class Run:
-    """One way of computing: σ, and the output of each shared module, on the CPU."""
+    """One way of computing, on the CPU.
+
+    Attributes:
+        scales: σ, with all that has drifted before.
+        outputs: of each shared module, given what the modules before it gave in the first way: drift of its own.
+        terms: what each output's error is relative to (model/evaluation/noise.py); of the first way only.
+    """
 
     scales: Tensor
     outputs: dict[str, Tensor]
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
-def run(net: TCM, symbols: Symbols, path: TCM | SharedPath | None = None) -> Run:
-    """The shared path, by default the network itself, on given symbols; in the precision and place of the network."""
+def run(
+    net: TCM, symbols: Symbols, first: Mapping[str, Tensor] | None = None, path: TCM | SharedPath | None = None
+) -> Run:
+    """The shared path on given symbols, in the precision and place of the network.
+
+    Args:
+        net: the network.
+        symbols: of one image or of copies of it.
+        first: the outputs of the first way, which this is if they are not given.
+        path: what computes, by default the network itself.
+    """
     path = path or net
+    scales, outputs = _pass(net, path, symbols, {})
+    if first is not None:
+        return Run(scales, _pass(net, path, symbols, first)[1])
+    with watched_terms(net) as terms:
+        _pass(net, net, symbols, outputs)
+    return Run(scales, outputs, terms)
+
+
+def _pass(
+    net: TCM, path: TCM | SharedPath, symbols: Symbols, forced: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """σ and the outputs of all modules, with `forced` in their place for what follows."""
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(_: nn.Module, __: object, output: Tensor) -> None:
+    def keep(name: str) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
+        def hook(_: nn.Module, __: object, output: Tensor) -> Tensor | None:
             outputs[name] = output.cpu()
+            return forced[name].to(output).expand_as(output) if name in forced else None
 
         return hook
 
@@ -97,7 +113,7 @@ def run(net: TCM, symbols: Symbols, path: TCM | SharedPath | None = None) -> Run
     finally:
         for handle in handles:
             handle.remove()
-    return Run(latents.scales.cpu(), outputs)
+    return latents.scales.cpu(), outputs
 
 
 @contextlib.contextmanager
@@ -120,35 +136,42 @@ def runs(
 ) -> Iterator[tuple[str, Run]]:
     """The same symbols of one image in every way at hand: threads, batch, layout, attention kernel, precision, device.
 
-    The network comes back as it was given, on the CPU in float32.
+    The first is float32 on the CPU. The network comes back as it was given, on the CPU in float32.
     """
+    first = run(net, symbols)
+    yield "cpu, float32", first
+
+    def again(symbols: Symbols = symbols, path: TCM | SharedPath | None = None) -> Run:
+        return run(net, symbols, first.outputs, path)
+
     for device in all_devices() if devices is None else devices:
         use_exact_arithmetic(torch.device(device))
         net.to(device)
-        yield f"{device}, float32", run(net, symbols)
+        if device != "cpu":
+            yield f"{device}, float32", again()
         if (path := fold(net)) is not net:
-            yield f"{device}, folded", run(net, symbols, path)
+            yield f"{device}, folded", again(path=path)
         if device == "cpu":
             for count in {1, 2, 3} - {torch.get_num_threads()}:
                 with _threads(count):
-                    yield f"cpu, {count} threads" if count > 1 else "cpu, 1 thread", run(net, symbols)
+                    yield f"cpu, {count} threads" if count > 1 else "cpu, 1 thread", again()
         for count in batches:
-            many = run(net, Symbols(symbols.z.repeat(count, 1, 1, 1), symbols.y.repeat(count, 1, 1, 1)))
+            many = again(Symbols(symbols.z.repeat(count, 1, 1, 1), symbols.y.repeat(count, 1, 1, 1)))
             for item in (0, count - 1):
                 outputs = {name: output[item : item + 1] for name, output in many.outputs.items()}
                 yield f"{device}, in a batch of {count}", Run(many.scales[item : item + 1], outputs)
         net.to(memory_format=torch.channels_last)
         yield (
             f"{device}, channels last",
-            run(net, Symbols(*(t.contiguous(memory_format=torch.channels_last) for t in (symbols.z, symbols.y)))),
+            again(Symbols(*(t.contiguous(memory_format=torch.channels_last) for t in (symbols.z, symbols.y)))),
         )
         net.to(memory_format=torch.contiguous_format)
         with fused.nothing():
-            yield f"{device}, nothing fused", run(net, symbols)
+            yield f"{device}, nothing fused", again()
             with sdpa_kernel(SDPBackend.MATH):
-                yield f"{device}, plain attention", run(net, symbols)
+                yield f"{device}, plain attention", again()
         net.double()
-        yield f"{device}, float64", run(net, symbols)
+        yield f"{device}, float64", again()
         net.float()
     net.to("cpu")
 
@@ -162,7 +185,7 @@ class Drift:
         log_scale: |Δ ln σ|.
         margin: how many times the difference the guard forgives, at the element where that is least.
         pair: the two ways that differ there.
-        modules: difference of each module's output, relative to its size (`size_of`).
+        modules: difference of each module's output, given the same input, relative to its terms.
     """
 
     sigma: float = 0.0
@@ -177,10 +200,11 @@ class Drift:
         low: dict[str, Tensor] = {}
         high: dict[str, Tensor] = {}
         lowest, highest, written = (torch.empty(0) for _ in range(3))
+        terms: dict[str, Tensor] = {}
         for name, one in found:
             values = {"": one.scales.double(), **one.outputs}
             if not names:
-                written, low, high = one.scales, dict(values), dict(values)
+                written, low, high, terms = one.scales, dict(values), dict(values), one.terms
                 lowest, highest = (torch.zeros_like(one.scales, dtype=torch.int16) for _ in range(2))
             lowest[values[""] < low[""]] = len(names)  # by which run each σ came out smallest, and largest
             highest[values[""] > high[""]] = len(names)
@@ -188,7 +212,7 @@ class Drift:
                 low[key], high[key] = torch.minimum(low[key], value), torch.maximum(high[key], value)
             names.append(name)
         for key in low.keys() - {""}:
-            apart = ((high[key] - low[key]) / size_of(low[key])).max()
+            apart = ((high[key] - low[key]) / terms[key]).max()
             self.modules[key] = max(self.modules.get(key, 0.0), float(apart))
         each = (t.chunk(slices, dim=1) for t in (written, low[""], high[""], lowest, highest))
         for sigma, least, most, by_least, by_most in zip(*each, strict=True):
@@ -218,27 +242,3 @@ class _Unguarded(Analysis):
 
     def parts(self) -> list[tuple[NDArray[np.int32], NDArray[np.int16]]]:
         return [part for part in super().parts() if not guard.is_guard(part[1])]
-
-
-def size_of(output: Tensor) -> Tensor:
-    """What an element's error is relative to: itself, and the output's median, below which errors do not shrink."""
-    return output.abs() + output.abs().median()
-
-
-def add_noise(net: TCM, relative: dict[str, float], seed: int) -> list[RemovableHandle]:
-    """Disturb the output of every shared module, each element by up to `relative` times its `size_of`.
-
-    Outputs in float64 are left alone: it is float32 that machines differ in, and copies of a module keep its hooks.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def disturb(amount: float) -> Callable[[nn.Module, object, Tensor], Tensor]:
-        def hook(_: nn.Module, __: object, output: Tensor) -> Tensor:
-            if output.dtype == torch.float64:
-                return output
-            noise = torch.rand(output.shape, generator=generator).mul_(2).sub_(1).to(output)
-            return output + noise * amount * size_of(output)
-
-        return hook
-
-    return [module.register_forward_hook(disturb(relative[name])) for name, module in shared_modules(net).items()]

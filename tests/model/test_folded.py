@@ -1,0 +1,64 @@
+"""What is left out of a network that is served, or folded into what follows, changes nothing but last digits."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from model import Codec
+from model.checkpoint import load
+from model.folded import FoldedTransform, fold
+from model.latents import code_slices
+from model.precision import Lowered
+from model.zoo import Zoo
+from tests.conftest import make_tiny
+
+EMBEDDED = [entry.name for entry in Zoo().entries() if entry.embedded]
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 3)])  # windows of z: also maps that are all border
+def test_folded_slices_give_the_same_latents(name, shape):
+    net = load(Zoo().get(name).path).net.double().eval().requires_grad_(False)
+    batch, rows, columns = shape
+    z_hat = torch.randn(batch, net.config.hyper_channels, 2 * rows, 2 * columns, dtype=torch.float64).round()
+    folded = fold(net)
+    assert folded is not net
+    with torch.no_grad():
+        plain, short = (code_slices(path, z_hat, lambda _, mean, __: mean.round() + 0.25) for path in (net, folded))
+    for found, expected in zip(vars(short).values(), vars(plain).values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_folded_path_serves_maps_of_one_size_after_another():
+    net = load(Zoo().get(EMBEDDED[0]).path).net.eval().requires_grad_(False)
+    transform = fold(net).cc_mean_transforms[0]
+    assert isinstance(transform, FoldedTransform)
+    with torch.no_grad():
+        for height, width in ((8, 8), (16, 8), (8, 16), (8, 8)):
+            narrow = torch.randn(1, net.config.attention_width, height, width)
+            wide = net.atten_mean[0][0].out_conv(narrow)
+            torch.testing.assert_close(transform(narrow), net.cc_mean_transforms[0](wide), rtol=1e-4, atol=1e-4)
+
+
+def test_an_open_gate_is_not_folded():
+    net = make_tiny().eval().requires_grad_(False)
+    assert fold(net) is net
+
+
+def test_blocks_that_add_nothing_are_left_out_without_a_trace():
+    codec = Codec.load(EMBEDDED[0], "cpu", "float32")
+    short = codec._transforms.g_a
+    whole = nn.Sequential(*codec.net.g_a)
+    assert len(short.layers) < len(whole)
+    x = torch.rand(1, 3, 128, 128)
+    with torch.inference_mode():
+        torch.testing.assert_close(short(x), whole(x), rtol=1e-5, atol=1e-5)
+    trained = copy.deepcopy(whole)
+    for block in (trained[1], trained[2]):
+        block.conv1_2.bias[0] = 0.5
+    longer = Lowered(trained, torch.float32, nn.Module)
+    assert len(longer.layers) == len(short.layers) + 2
