@@ -151,7 +151,7 @@ def measure(entry: ZooEntry, photographs: list[Path], older: dict[str, Older], p
 def tables(found: list[dict], machine: str, photographs: int) -> str:
     lines = [
         f"{photographs} photographs of 768x512, on {machine}. D = {guard.DRIFT:g} + {guard.DRIFT_OF_LARGEST:g} · "
-        "the largest σ of the slice.",
+        "the largest σ of the slice before.",
         "",
         "| model | largest \\|Δσ\\|/(1+σ) | largest \\|Δ ln σ\\| | margin: D over a slice's drift, at least | "
         "between | the guard's part of a file, mean | most |",

@@ -1,4 +1,5 @@
-"""A client that costs little: HTTP/1.1 on bare sockets, open and closed loops. For `resilience.py`.
+"""A client that costs little: HTTP/1.1 on bare sockets, open and closed loops. For `resilience.py`
+and `service_load.py`.
 
 A client library takes a millisecond or more of the processor for each request; beside the service, on the same cores,
 that would be measured instead of the service.
@@ -32,6 +33,7 @@ class Answer:
         status: of HTTP, or the name of what went wrong on the connection.
         code: of a problem.
         retry_after: seconds.
+        server_timing: the header of that name.
     """
 
     due: float
@@ -39,6 +41,7 @@ class Answer:
     status: int | str
     code: str = ""
     retry_after: int | None = None
+    server_timing: str = ""
 
     @property
     def milliseconds(self) -> float:
@@ -107,7 +110,12 @@ class Client:
         problem = json.loads(body) if "problem+json" in headers.get("content-type", "") else {}
         retry_after = headers.get("retry-after")
         return Answer(
-            due, end, int(head.split(" ")[1]), problem.get("code", ""), int(retry_after) if retry_after else None
+            due,
+            end,
+            int(head.split(" ")[1]),
+            problem.get("code", ""),
+            int(retry_after) if retry_after else None,
+            headers.get("server-timing", ""),
         )
 
     def _fresh(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:

@@ -1,6 +1,6 @@
 """The service under load, on this machine only: throughput, latency, batch sizes reached, and what the service adds.
 
-python bench/service_load.py [--op encode decode] [--image FILE] [--size 768x512] [--model NAME] [--concurrency 1 2 4 8]
+python -m bench.service_load [--op encode decode] [--image FILE] [--size 768x512] [--model NAME] [--concurrency 1 2 4 8]
                              [--requests 24] [--rates 0.5 0.8] [--seconds 60] [--json FILE] [--no-codec]
                              [--url http://127.0.0.1:8000] [-- settings of `tcm serve`]
 
@@ -27,12 +27,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import quantiles
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.load import Answer, Client
 from model.benchmark.machine import describe
 from model.devices import pick_device
 
@@ -56,10 +57,11 @@ class Answers:
     service: list[float] = field(default_factory=list)  # all but queue and the stages of the codec
     failed: dict[str, int] = field(default_factory=dict)
 
-    def add(self, op: str, milliseconds: float, response: httpx.Response) -> None:
-        if response.status_code != 200:
-            return self.fail(str(response.status_code))
-        parts = (part.split(";dur=") for part in response.headers["server-timing"].split(", "))
+    def add(self, op: str, answer: Answer) -> None:
+        if answer.status != 200:
+            return self.fail(str(answer.status))
+        milliseconds = answer.milliseconds
+        parts = (part.split(";dur=") for part in answer.server_timing.split(", "))
         stages = {name: float(duration) for name, duration in parts}
         queue = stages.pop("queue")
         self.total.append(milliseconds)
@@ -141,24 +143,18 @@ class Load:
 
     async def _measure(self, load: str, run: Callable[[Send], Coroutine[None, None, None]]) -> Row:
         answers = Answers()
-        limits = httpx.Limits(max_connections=MOST_CLIENTS, max_keepalive_connections=MOST_CLIENTS)
-        async with httpx.AsyncClient(base_url=self.url, timeout=120, limits=limits) as client:
+        client = Client(self.url, self.body, f"/v1/{self.op}?{urlencode(self.parameters)}")
 
-            async def send(due: float) -> None:
-                try:
-                    response = await client.post(f"/v1/{self.op}", content=self.body, params=self.parameters)
-                except httpx.HTTPError as error:
-                    answers.fail(type(error).__name__)
-                else:
-                    answers.add(self.op, 1000 * (time.perf_counter() - due), response)
+        async def send(due: float) -> None:
+            answers.add(self.op, await client.send(due))
 
-            await send(time.perf_counter())  # connects, and loads the model
-            answers = Answers()
-            before = await _batches(client)
-            start = time.perf_counter()
-            await run(send)
-            seconds = time.perf_counter() - start
-            count, items = (b - a for a, b in zip(before, await _batches(client), strict=True))
+        await send(time.perf_counter())  # connects, and loads the model
+        answers = Answers()
+        before = await _batches(self.url)
+        start = time.perf_counter()
+        await run(send)
+        seconds = time.perf_counter() - start
+        count, items = (b - a for a, b in zip(before, await _batches(self.url), strict=True))
         return Row(
             op=self.op,
             load=load,
@@ -175,9 +171,10 @@ class Load:
         )
 
 
-async def _batches(client: httpx.AsyncClient) -> tuple[float, float]:
+async def _batches(url: str) -> tuple[float, float]:
     """How many batches there were, and how many items in them."""
-    families = text_string_to_metric_families((await client.get("/metrics")).text)
+    async with httpx.AsyncClient(base_url=url) as client:
+        families = text_string_to_metric_families((await client.get("/metrics")).text)
     samples = {s.name: s.value for f in families if f.name == "tcm_batch_items" for s in f.samples}
     return samples["tcm_batch_items_count"], samples["tcm_batch_items_sum"]
 

@@ -9,8 +9,9 @@ computes every σ to within the tolerance then finds the same alphabet for every
 
 The tolerance is D·(1 + σ): σ is a sum of terms of about the same size whatever its value, so its error is nearly
 constant where σ is small. In ln σ, where the scales are 0.123 apart, that is D·(1 + 1/σ). The smallest scales, where
-that is widest and the choice matters least, are served by fewer alphabets. The terms, and so the errors, are larger
-where a slice's σ are: D grows with the largest of them. Only the writer needs it.
+that is widest and the choice matters least, are served by fewer alphabets. The terms are what the slices before have
+given, so the errors are larger where their σ are: D grows with the largest σ of the slice before. Only the writer
+needs it.
 
 What it costs: a group in which λ elements are expected to be in a way's way has e^λ - 1 ways before the free one on
 average, which takes 1.44·λ + 1.44 bits. So few large groups are cheap. Each takes its elements from all over the slice:
@@ -28,8 +29,8 @@ from numpy.typing import NDArray
 from model.entropy import Decoder, SymbolMismatch
 from model.tables import GUARD_MEANS, LOG_STEP, SCALE_LEVELS, SCALE_MAX, SCALE_MIN
 
-DRIFT, DRIFT_OF_LARGEST = 3e-5, 1.5e-6
-"""D is the first and, times the largest σ of the slice, the second."""
+DRIFT, DRIFT_OF_LARGEST = 1.8e-5, 2.4e-6
+"""D is the first and, times the largest σ of the slice before (of the first slice, its own), the second."""
 WAYS = 1 << 16
 """Placements of the steps that can be told from one another. Part of format version 1."""
 ALPHABETS = np.array([0, 4, *range(6, SCALE_LEVELS)], np.int16)
@@ -51,7 +52,7 @@ MEANS = len(GUARD_MEANS) + _SPLIT_BITS
 _STEPS = len(ALPHABETS) - 1
 _LOG_MIN = math.log(SCALE_MIN)
 _ROUNDING = 1e-6  # of σ in float32, in ln σ
-_LARGEST = 1000.0  # σ that counts for D
+_LARGEST = 64.0  # σ that counts for D
 _CROWDED = 8.0  # elements in the way that a group may expect: one way in 3000 is then free
 
 _step = np.searchsorted(ALPHABETS, np.arange(SCALE_LEVELS - 1), side="right") - 1
@@ -62,9 +63,9 @@ _WIDTH = np.diff(ALPHABETS).astype(np.float64)[_step]
 """Of the step of interval i: the scale below it, and how far the one above is, in steps of the table."""
 
 
-def forgiven(scales: NDArray[np.float32]) -> float:
-    """D of a slice, given its σ: they may differ by D·(1 + σ) between two machines."""
-    finite = scales[np.isfinite(scales)]
+def forgiven(before: NDArray[np.float32]) -> float:
+    """D of a slice, given the σ of the one before: its own may differ by D·(1 + σ) between two machines."""
+    finite = before[np.isfinite(before)]
     return DRIFT + DRIFT_OF_LARGEST * min(max(float(finite.max(initial=0)), 0), _LARGEST)
 
 
@@ -174,13 +175,17 @@ def _first_free(elements, steps, blocked, ways):  # type: ignore[no-untyped-def]
     return True
 
 
-def choose(scales: NDArray[np.float32]) -> NDArray[np.int32]:
+def choose(scales: NDArray[np.float32], before: NDArray[np.float32] | None = None) -> NDArray[np.int32]:
     """The writer's choice for the σ of one slice, flattened: the way of each group, as few groups as find one.
+
+    `before` are the σ of the slice before it, if there is one.
 
     Where no way is free, which happens to no photograph, it is way 0, and the checksum of the symbols is all that
     protects the picture.
     """
-    elements, steps, blocked = _in_the_way(scales, forgiven(scales), _STEP_OF, _FROM, _WIDTH)
+    elements, steps, blocked = _in_the_way(
+        scales, forgiven(scales if before is None else before), _STEP_OF, _FROM, _WIDTH
+    )
     expected = sum(int(b).bit_count() for b in blocked.tolist()) / PLACES
     groups = max(1, math.ceil(expected / _CROWDED))
     while groups <= most_groups(len(scales)):

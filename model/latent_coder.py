@@ -48,9 +48,11 @@ class Analysis:
     def parts(self) -> list[tuple[Symbols, Indexes]]:
         """Symbols and the indexes of their tables, in reading order: z, then each slice of y behind its guard."""
         parts = [(self.z, self.z_tables)]
+        before = None
         for symbols, sigmas in self.y:
-            ways = guard.choose(sigmas)
+            ways = guard.choose(sigmas, before)
             parts.extend([*guard.to_parts(ways), (symbols, guard.scale_indexes(sigmas, ways))])
+            before = sigmas
         return parts
 
 

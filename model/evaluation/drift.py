@@ -215,7 +215,10 @@ class Drift:
             apart = ((high[key] - low[key]) / terms[key]).max()
             self.modules[key] = max(self.modules.get(key, 0.0), float(apart))
         each = (t.chunk(slices, dim=1) for t in (written, low[""], high[""], lowest, highest))
+        before = None
         for sigma, least, most, by_least, by_most in zip(*each, strict=True):
+            forgiven = guard.forgiven((sigma if before is None else before).numpy())
+            before = sigma
             coded = (most > SCALE_MIN) & (least < SCALE_MAX) & (least > 0)  # σ below the table is all the same
             if not coded.any():
                 continue
@@ -224,7 +227,7 @@ class Drift:
             apart = (most - least) / (1 + least)
             worst = int(apart.argmax())
             self.sigma = max(self.sigma, float(apart[worst]))
-            margin = guard.forgiven(sigma.numpy()) / max(float(apart[worst]), 1e-12)
+            margin = forgiven / max(float(apart[worst]), 1e-12)
             if margin < self.margin:
                 self.margin = margin
                 self.pair = (names[int(by_least[coded][worst])], names[int(by_most[coded][worst])])
