@@ -1,10 +1,12 @@
-"""Our networks against CompressAI's models of like quality, with random weights, from pixels to bytes and back.
+"""Our networks against CompressAI's models of like quality, from pixels to bytes and back.
 
-python bench/peers.py [--size 768x512] [--runs 3] [--ours xs s] [--peers mbt2018-mean cheng2020-attn] [--json FILE]
+python bench/peers.py [--size 768x512] [--runs 3] [--ours tcm-xs-mse-0.013 xs s] [--peers mbt2018-mean cheng2020-attn]
+                      [--json FILE]
 
-Times do not depend on the weights but through the symbols: random weights give other rates than trained ones, and
-entropy coding takes its part of the time accordingly, so that is shown apart where it can be told apart.
-`cheng2020-attn` and `mbt2018` code symbol after symbol on the CPU, which takes most of their time.
+Ours are installed models by name, or sizes (xs, s, m, l) with random weights; CompressAI's have random weights. Times
+depend on weights through the symbols alone: random ones give other rates than trained ones, and entropy coding takes
+its part of the time accordingly. `cheng2020-attn` and `mbt2018` code symbol after symbol on the CPU, which takes most
+of their time.
 """
 
 from __future__ import annotations
@@ -54,17 +56,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="768x512")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--ours", nargs="*", default=["xs", "s"])
+    parser.add_argument("--ours", nargs="*", default=["tcm-xs-mse-0.013", "xs", "s"])
     parser.add_argument("--peers", nargs="*", choices=list(QUALITY), default=["mbt2018-mean", "cheng2020-attn"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     machine = describe(torch.device("cpu"))
-    print(f"{machine}\n{options.size}, one picture at a time, milliseconds\n{'':24}{'encode':>9}{'decode':>9}")
+    print(f"{machine}\n{options.size}, one picture at a time, milliseconds\n{'':28}{'encode':>9}{'decode':>9}")
     rows = {}
     for size in options.ours:
-        speed = measure(_load(f"untrained {size}", "cpu", "auto", Zoo()), width, height, 1, 2.0)
-        rows[f"TCM {size}, {speed.precision}"] = speed.encode_s, speed.decode_s
+        name = size if size.startswith("tcm-") else f"untrained {size}"
+        speed = measure(_load(name, "cpu", "auto", Zoo()), width, height, 1, 2.0)
+        rows[f"{name}, {speed.precision}"] = speed.encode_s, speed.decode_s
         _print(rows)
     for name in options.peers:
         rows[f"{name}, float32"] = peer(name, width, height, options.runs)
@@ -75,7 +78,7 @@ def main() -> None:
 
 def _print(rows: dict[str, tuple[float, float]]) -> None:
     name, (encode, decode) = list(rows.items())[-1]
-    print(f"{name:24}{1000 * encode:9.0f}{1000 * decode:9.0f}", flush=True)
+    print(f"{name:28}{1000 * encode:9.0f}{1000 * decode:9.0f}", flush=True)
 
 
 if __name__ == "__main__":

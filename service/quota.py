@@ -53,9 +53,9 @@ class Quota:
 
 
 def caller(scope: Scope) -> str:
-    """The id of the caller's key where keys are in use, else its network address."""
+    """The name on the caller's key, which all keys share that replace one another, or its network address."""
     key = Record.of(scope).key
-    return f"key {key.id}" if key else _network(scope["client"][0] if scope.get("client") else "")
+    return f"key {key.name}" if key else _network(scope["client"][0] if scope.get("client") else "")
 
 
 def _network(address: str) -> str:

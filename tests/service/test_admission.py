@@ -15,6 +15,8 @@ from PIL import Image
 from service.admission import Admission, Rate
 from service.errors import Draining, QuotaExceeded, Saturated
 from service.identity import Record
+from service.keys import Scope as KeyScope
+from service.keys import new_key
 from service.metrics import Metrics
 from service.quota import Quota
 from tests.service.conftest import Faults, Server, StartFaulty, assert_problem, image_file, wait_for
@@ -175,6 +177,20 @@ def test_quota() -> None:
     quota.spend(scope("2001:db8::1", "/v1/models"))  # no work, no cost
     time.sleep(1.05)
     quota.spend(scope("2001:db8::3"))
+
+
+def test_keys_that_replace_one_another_share_a_quota() -> None:
+    def scope(name: str) -> dict[str, object]:
+        record = Record("x")
+        record.key = new_key(name, frozenset({KeyScope.ENCODE}), None)[1]
+        return {"method": "POST", "path": "/v1/encode", "client": ("192.0.2.1", 1), "state": {"record": record}}
+
+    quota = Quota(per_minute=1, burst=2)
+    quota.spend(scope("gallery"))
+    quota.spend(scope("gallery"))
+    with pytest.raises(QuotaExceeded):
+        quota.spend(scope("gallery"))
+    quota.spend(scope("archive"))
 
 
 def test_quota_over_http(start_faulty: StartFaulty) -> None:

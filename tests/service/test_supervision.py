@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from bench.load import Answers, Client, closed_loop
-from bench.replicas import NGINX, Replica, nginx, proxied, replicas
+from bench.replicas import NGINX, Replica, free_port, nginx, proxied, replicas
 from bench.replicas import wait_for as wait_for_replicas
+from service.headers import DEFAULTS
 from service.server import EXIT_LOST
 from tests.service.conftest import StartFaulty, assert_problem, image_file, wait_for
 
@@ -127,3 +128,15 @@ def test_a_rolling_restart_behind_nginx_loses_nothing(tmp_path: Path, tiny_file:
         assert asyncio.run(under_load(two, url)) == [0, 0]
     assert answers.kinds() == {"200": len(answers)}
     assert len({entry["replica"] for entry in proxied(tmp_path)}) >= 2  # both have worked
+
+
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+def test_what_nginx_answers_itself_is_a_problem_with_the_services_headers(tmp_path: Path) -> None:
+    with nginx([free_port()], tmp_path) as url:  # where no replica listens
+        lost = httpx.post(f"{url}/v1/encode", content=SMALL)
+        hidden = httpx.get(f"{url}/metrics")
+    assert_problem(hidden, 404, "not-found")
+    assert (lost.status_code, lost.json()["code"], lost.headers["retry-after"]) == (502, "bad-gateway", "1")
+    for answer in (lost, hidden):
+        assert answer.headers["x-request-id"] == answer.json()["request_id"]
+        assert {name: answer.headers.get(name) for name in DEFAULTS} == DEFAULTS
