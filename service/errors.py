@@ -5,6 +5,7 @@ The first line of a docstring is the problem's title; all of it is served at the
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from collections.abc import Mapping
@@ -31,11 +32,13 @@ class Problem(Exception):
         self.detail, self.headers, self.members = detail, dict(headers or {}), members
 
     @classmethod
+    @functools.cache
     def title(cls) -> str:
         """One line, the same for every occurrence."""
         return cls.documentation().splitlines()[0].rstrip(".")
 
     @classmethod
+    @functools.cache
     def documentation(cls) -> str:
         """What it means and what to do about it."""
         return inspect.getdoc(cls) or cls.code
