@@ -20,6 +20,8 @@ from model.latents import SharedPath
 from model.layers import ConvGELU
 from model.network import TCM
 
+_KEPT = 1 << 19  # elements of a map that is kept for the next picture of its size: those of a megapixel
+
 
 @torch.no_grad()
 def fold(net: TCM) -> TCM | SharedPath:
@@ -86,9 +88,11 @@ class FoldedTransform(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, attention width and what is beside it, h, w) -> (B, M/slices, h, w)."""
-        if self._added is None or self._added.shape[-2:] != x.shape[-2:]:
-            self._added = F.conv2d(x.new_ones(1, 1, *x.shape[-2:]), self.border, padding=1)
-        return cast("Tensor", self.rest(fused.conv(self.first, x, activation="gelu", plus=self._added)))
+        added = self._added
+        if added is None or added.shape[-2:] != x.shape[-2:]:
+            added = F.conv2d(x.new_ones(1, 1, *x.shape[-2:]), self.border, padding=1)
+            self._added = added if added.numel() <= _KEPT else None
+        return cast("Tensor", self.rest(fused.conv(self.first, x, activation="gelu", plus=added)))
 
     def own_tensors(self) -> list[Tensor]:
         """Weights that are not the network's."""

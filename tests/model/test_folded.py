@@ -44,6 +44,15 @@ def test_a_folded_path_serves_maps_of_one_size_after_another():
             torch.testing.assert_close(transform(narrow), net.cc_mean_transforms[0](wide), rtol=1e-4, atol=1e-4)
 
 
+def test_a_large_picture_leaves_no_large_maps_behind():
+    net = load(Zoo().get(EMBEDDED[0]).path).net.eval().requires_grad_(False)
+    transform = fold(net).cc_mean_transforms[0]
+    with torch.no_grad():
+        for side, kept in ((8, True), (128, False), (16, True)):
+            transform(torch.zeros(1, net.config.attention_width, side, side))
+            assert (transform._added is not None) == kept
+
+
 def test_an_open_gate_is_not_folded():
     net = make_tiny().eval().requires_grad_(False)
     assert fold(net) is net
