@@ -8,18 +8,22 @@ that would be measured instead of the service.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import quantiles
 from urllib.parse import urlsplit
 
+from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 TIMEOUT = 130.0
+_ROOT = Path(__file__).parents[1]
 _IDLE_SECONDS = 2.0  # less than any server keeps an idle connection
 
 
@@ -66,6 +70,13 @@ class Answers(list[Answer]):
 
     def failures(self) -> dict[str, int]:
         return {kind: count for kind, count in self.kinds().items() if kind != "200"}
+
+
+def photograph(size: str) -> bytes:
+    width, height = map(int, size.split("x"))
+    out = io.BytesIO()
+    Image.open(_ROOT / "tests" / "data" / "photo.png").convert("RGB").resize((width, height)).save(out, "PNG")
+    return out.getvalue()
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
