@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from model.blocks import MixedBlock
 from model.layers import ResidualBlockUpsample
 from model.network import TCM
+from model.pruned import prune
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -72,7 +73,8 @@ class Transforms:
 class Lowered:
     """A transform of which some layers compute in another precision; what they add to stays in float32.
 
-    Blocks that add nothing are left out: the embedded models' outermost ones were never trained.
+    Blocks that add nothing are left out, and channels that nobody reads: the embedded models' outermost stages were
+    trained for a short time or never.
 
     Args:
         transform: the layers.
@@ -82,14 +84,12 @@ class Lowered:
 
     def __init__(self, transform: nn.Sequential, dtype: torch.dtype, kind: type[nn.Module]) -> None:
         self.layers: list[nn.Module] = []
-        self._own: list[nn.Module] = []
-        for i, layer in enumerate(transform):
-            if isinstance(layer, MixedBlock) and layer.adds_nothing():
-                continue
-            if dtype != torch.float32 and i < len(transform) - 1 and isinstance(layer, kind):
+        layers = prune([layer for layer in transform if not (isinstance(layer, MixedBlock) and layer.adds_nothing())])
+        for i, layer in enumerate(layers):
+            if dtype != torch.float32 and i < len(layers) - 1 and isinstance(layer, kind):
                 layer = _lower(layer, dtype)
-                self._own.append(layer)
             self.layers.append(layer.to(memory_format=torch.channels_last))
+        self._own = [layer for layer in self.layers if not any(layer is one for one in transform)]
 
     def own_tensors(self) -> list[Tensor]:
         """Weights that are not the network's."""

@@ -12,7 +12,9 @@ from model import Codec
 from model.checkpoint import load
 from model.folded import FoldedTransform, fold
 from model.latents import code_slices
+from model.layers import ResidualBlockUpsample
 from model.precision import Lowered
+from model.pruned import prune
 from model.zoo import Zoo
 from tests.conftest import make_tiny
 
@@ -56,6 +58,32 @@ def test_a_large_picture_leaves_no_large_maps_behind():
 def test_an_open_gate_is_not_folded():
     net = make_tiny().eval().requires_grad_(False)
     assert fold(net) is net
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_channels_that_nobody_reads_are_not_computed(name):
+    net = load(Zoo().get(name).path).net.eval().requires_grad_(False)
+    y = torch.randn(1, net.config.M, 8, 16)
+    with torch.no_grad():
+        short = Lowered(net.g_s, torch.float32, nn.Module)
+        assert any(a is not b for a, b in zip(short.layers[::-1], list(net.g_s)[::-1], strict=False))
+        torch.testing.assert_close(short(y), net.g_s(y), rtol=1e-5, atol=1e-5)
+
+
+def test_a_channel_that_another_is_divided_by_is_kept():
+    up = ResidualBlockUpsample(32, 64, 2).requires_grad_(False)
+    with torch.no_grad():
+        last = nn.Sequential(nn.Conv2d(64, 12, 3, padding=1), nn.PixelShuffle(2)).requires_grad_(False)
+        last[0].weight[:, 8:] = 0  # channels 0 to 7 are read
+        up.igdn.gamma[3, 50] = 0.5  # and 50 divides one of them
+        up.igdn.gamma[60, 3] = 0.5  # which says nothing of 60
+        block, reader = prune([up, last])
+        assert (block.conv.out_channels, reader[0].in_channels) == (16, 16)
+        assert torch.equal(block.conv.weight[-1], up.conv.weight[50])
+        x = torch.randn(2, 32, 5, 7)
+        torch.testing.assert_close(reader(block(x)), last(up(x)), rtol=1e-5, atol=1e-5)
+        last[0].weight[:] = 1
+        assert prune([up, last]) == [up, last]
 
 
 def test_blocks_that_add_nothing_are_left_out_without_a_trace():
