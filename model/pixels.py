@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from model.container import DEFAULT_MAX_PIXELS, MAX_METADATA, check_pixels
 from model.errors import CorruptBitstream, CorruptImage, ModelError, OutputLimit, UnsupportedImage
@@ -44,6 +43,7 @@ MAX_OUTPUT_SIDE = {"webp": 16383, "jpeg": 65500, "avif": 32768}
 
 Image.init()  # every plugin now, not in the middle of somebody's first request
 Image.MAX_IMAGE_PIXELS = None  # every reader here checks the header's size itself, before decoding
+PngImagePlugin.MAX_TEXT_CHUNK = 4 * MAX_METADATA  # a profile of more than 1 MiB would cost the picture
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _metadata_options(picture: Picture, file_format: str) -> dict[str, Any]:
     if exif is not None:
         options["exif"] = exif
     if xmp is not None and file_format == "png":
-        text = options["pnginfo"] = PngInfo()
+        text = options["pnginfo"] = PngImagePlugin.PngInfo()
         text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
     elif xmp is not None and file_format == "tiff":
         tags = Image.Exif()

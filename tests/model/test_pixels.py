@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 
+from model.container import MAX_METADATA
 from model.errors import CorruptBitstream, CorruptImage, OutputLimit, TooManyPixels, UnsupportedImage
 from model.pixels import Picture, decode_alpha, encode_alpha, from_pil, read_image, to_pil, write_image
 from tests import bombs
@@ -134,6 +135,16 @@ def test_metadata_survive_every_output(file_format):
     assert again.exif is not None
     assert b"a description" in again.exif
     assert again.xmp == xmp
+
+
+@pytest.mark.parametrize("file_format", ["png", "webp", "tiff", "jpeg"])
+def test_a_large_profile_survives_and_one_beyond_the_limit_costs_no_picture(file_format):
+    """Found by fuzzing: Pillow reads no PNG whose profile has more than 1 MiB, unless it is told to."""
+    for size, kept in ((MAX_METADATA, True), (MAX_METADATA + 1, False)):
+        file = file_of(gradient("RGB"), "PNG", icc_profile=bytes(size))
+        picture = read_image(file)
+        assert (picture.icc is not None) == kept
+        assert read_image(write_image(picture, file_format)).icc == picture.icc
 
 
 @pytest.mark.parametrize("file_format", ["png", "webp", "tiff"])
