@@ -28,6 +28,7 @@ from rich.progress import Progress
 from model import Codec, Zoo, guard
 from model.benchmark.machine import describe
 from model.evaluation.drift import Drift, Run, Symbols, all_devices, guard_share, run, runs, symbols_of
+from model.folded import fold
 from model.zoo import ZooEntry
 
 SIZE = (768, 512)
@@ -91,7 +92,7 @@ def work() -> None:
             nets[model] = Codec.load(model, "cpu").net
         with np.load(asked) as found:
             given = {name: torch.from_numpy(found[name]) for name in found.files}
-        result = run(nets[model], Symbols(given.pop("z"), given.pop("y")), given)
+        result = run(nets[model], Symbols(given.pop("z"), given.pop("y")), given, fold(nets[model]))
         np.savez(answered, scales=result.scales.numpy(), **{n: o.numpy() for n, o in result.outputs.items()})
         print("done", flush=True)
 
@@ -131,7 +132,7 @@ def measure(entry: ZooEntry, photographs: list[Path], older: dict[str, Older], p
                 ways[name] = None
                 yield name, result
 
-        drift.add_image(named(), codec.info.config.slices)
+        drift.add_image(named(), symbols, codec.info.config.slices)
     return {
         "model": entry.name,
         "fingerprint": entry.info.fingerprint,
@@ -151,7 +152,7 @@ def measure(entry: ZooEntry, photographs: list[Path], older: dict[str, Older], p
 def tables(found: list[dict], machine: str, photographs: int) -> str:
     lines = [
         f"{photographs} photographs of 768x512, on {machine}. D = {guard.DRIFT:g} + {guard.DRIFT_OF_LARGEST:g} · "
-        "the largest σ of the slice before.",
+        "the largest σ of the slice before (more beyond what photographs have).",
         "",
         "| model | largest \\|Δσ\\|/(1+σ) | largest \\|Δ ln σ\\| | margin: D over a slice's drift, at least | "
         "between | the guard's part of a file, mean | most |",

@@ -90,7 +90,7 @@ class Client:
 
     def __init__(self, url: str, body: bytes, path: str = "/v1/encode") -> None:
         self.host, self.port = urlsplit(url).hostname or "", urlsplit(url).port or 80
-        head = f"POST {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nContent-Length: {len(body)}\r\n\r\n"
         self.request = head.encode() + body
         self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.load import Answers, Bar, Client, closed_loop, open_loop, percentile, photograph
-from bench.overload import overload, plot_overload
+from bench.overload import WARM_UP, overload, plot_overload
 from bench.replicas import NGINX, Replica, nginx, replicas, wait_for
 from bench.soak import plot_soak, soak
 from model.benchmark.machine import describe
@@ -199,8 +199,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.plot and options.command not in PLOTS:
         parser.error(f"--plot draws {' and '.join(PLOTS)} only")
-    if not 0 < options.minutes <= 24 * 60 or not 0 < (options.seconds or 1) <= 600:
-        parser.error("at most 600 seconds a load and a day of soak")
+    if not 0 < options.minutes <= 24 * 60 or not WARM_UP < (options.seconds or 10) <= 600:
+        parser.error(f"{WARM_UP:g} to 600 seconds a load, and at most a day of soak")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     options.cores = None
     if options.apart:

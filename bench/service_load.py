@@ -154,6 +154,7 @@ class Load:
         start = time.perf_counter()
         await run(send)
         seconds = time.perf_counter() - start
+        client.close()
         count, items = (b - a for a, b in zip(before, await _batches(self.url), strict=True))
         return Row(
             op=self.op,

@@ -100,6 +100,7 @@ class Codec:
         with self._lock:
             for tensor in self._tensors():
                 tensor.data = tensor.data.new_empty(0)
+            self._latents.close()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 

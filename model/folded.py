@@ -20,7 +20,7 @@ from model.latents import SharedPath
 from model.layers import ConvGELU
 from model.network import TCM
 
-_KEPT = 1 << 19  # elements of a map that is kept for the next picture of its size: those of a megapixel
+_KEPT = 1 << 18  # elements of a map that is kept for the next picture of its size: those of 0.7 megapixels
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ class FoldedTransform(nn.Module):
         through, beside = weight[:, : out_conv.out_channels], weight[:, out_conv.out_channels :]
         inner = torch.einsum("omyx,mi->oiyx", through, out)
         folded = torch.cat((inner, beside), dim=1)
-        self.first = nn.Conv2d(folded.shape[1], first.out_channels, 3, padding=1, bias=False)
+        self.first = nn.Conv2d(folded.shape[1], first.out_channels, 3, padding=1, bias=False, device="meta")
         self.first.weight, self.first.bias = nn.Parameter(folded.to(first.weight), requires_grad=False), first.bias
         # the bias of `out_conv` is not there beyond the edge of the map, where the transform pads with zeros
         bias = torch.einsum("omyx,m->oyx", through, cast("Tensor", out_conv.bias).double())
@@ -97,3 +97,7 @@ class FoldedTransform(nn.Module):
     def own_tensors(self) -> list[Tensor]:
         """Weights that are not the network's."""
         return [self.first.weight, self.border]
+
+    def forget(self) -> None:
+        """Give the kept map's memory back."""
+        self._added = None

@@ -10,8 +10,8 @@ computes every σ to within the tolerance then finds the same alphabet for every
 The tolerance is D·(1 + σ): σ is a sum of terms of about the same size whatever its value, so its error is nearly
 constant where σ is small. In ln σ, where the scales are 0.123 apart, that is D·(1 + 1/σ). The smallest scales, where
 that is widest and the choice matters least, are served by fewer alphabets. The terms are what the slices before have
-given, so the errors are larger where their σ are: D grows with the largest σ of the slice before. Only the writer
-needs it.
+given, so the errors are larger where their σ are: D grows with the largest σ of the slice before (`tolerances`). Only
+the writer needs it.
 
 What it costs: a group in which λ elements are expected to be in a way's way has e^λ - 1 ways before the free one on
 average, which takes 1.44·λ + 1.44 bits. So few large groups are cheap. Each takes its elements from all over the slice:
@@ -21,6 +21,7 @@ then all of them find λ alike, and one geometric distribution suits all their w
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numba
 import numpy as np
@@ -29,8 +30,9 @@ from numpy.typing import NDArray
 from model.entropy import Decoder, SymbolMismatch
 from model.tables import GUARD_MEANS, LOG_STEP, SCALE_LEVELS, SCALE_MAX, SCALE_MIN
 
-DRIFT, DRIFT_OF_LARGEST = 1.8e-5, 2.4e-6
-"""D is the first and, times the largest σ of the slice before (of the first slice, its own), the second."""
+DRIFT, DRIFT_OF_LARGEST, MOST_DRIFT = 1.8e-5, 2.4e-6, 2.5e-3
+"""D is the first and, times the largest σ of the slice before (of the first slice, its own), the second, at most the
+third."""
 WAYS = 1 << 16
 """Placements of the steps that can be told from one another. Part of format version 1."""
 ALPHABETS = np.array([0, 4, *range(6, SCALE_LEVELS)], np.int16)
@@ -52,7 +54,8 @@ MEANS = len(GUARD_MEANS) + _SPLIT_BITS
 _STEPS = len(ALPHABETS) - 1
 _LOG_MIN = math.log(SCALE_MIN)
 _ROUNDING = 1e-6  # of σ in float32, in ln σ
-_LARGEST = 64.0  # σ that counts for D
+_LARGE, _SLOWER = 64.0, 1 / 8  # σ beyond this, which no photograph has but black-and-white pictures, count less for D
+_LARGE_Z = 7  # symbols of z beyond this, which only noise and patterns have, make D of the first slice larger
 _CROWDED = 8.0  # elements in the way that a group may expect: one way in 3000 is then free
 
 _step = np.searchsorted(ALPHABETS, np.arange(SCALE_LEVELS - 1), side="right") - 1
@@ -66,7 +69,15 @@ _WIDTH = np.diff(ALPHABETS).astype(np.float64)[_step]
 def forgiven(before: NDArray[np.float32]) -> float:
     """D of a slice, given the σ of the one before: its own may differ by D·(1 + σ) between two machines."""
     finite = before[np.isfinite(before)]
-    return DRIFT + DRIFT_OF_LARGEST * min(max(float(finite.max(initial=0)), 0), _LARGEST)
+    largest = max(float(finite.max(initial=0)), 0)
+    counted = min(largest, _LARGE) + max(largest - _LARGE, 0) * _SLOWER
+    return min(DRIFT + DRIFT_OF_LARGEST * counted, MOST_DRIFT)
+
+
+def tolerances(z: NDArray[np.int32], sigmas: Sequence[NDArray[np.float32]]) -> list[float]:
+    """D of each slice, given the symbols of z and the σ of every slice."""
+    first = forgiven(sigmas[0]) * max(1.0, float(np.abs(z).max(initial=0)) / _LARGE_Z)
+    return [min(first, MOST_DRIFT), *(forgiven(before) for before in sigmas[:-1])]
 
 
 @numba.njit("int64(int64, int64)", nogil=True, cache=True)
@@ -175,17 +186,16 @@ def _first_free(elements, steps, blocked, ways):  # type: ignore[no-untyped-def]
     return True
 
 
-def choose(scales: NDArray[np.float32], before: NDArray[np.float32] | None = None) -> NDArray[np.int32]:
+def choose(scales: NDArray[np.float32], drift: float | None = None) -> NDArray[np.int32]:
     """The writer's choice for the σ of one slice, flattened: the way of each group, as few groups as find one.
 
-    `before` are the σ of the slice before it, if there is one.
+    `drift` is the slice's D (`tolerances`); by default that of a slice that follows one like it.
 
     Where no way is free, which happens to no photograph, it is way 0, and the checksum of the symbols is all that
     protects the picture.
     """
-    elements, steps, blocked = _in_the_way(
-        scales, forgiven(scales if before is None else before), _STEP_OF, _FROM, _WIDTH
-    )
+    drift = forgiven(scales) if drift is None else drift
+    elements, steps, blocked = _in_the_way(scales, drift, _STEP_OF, _FROM, _WIDTH)
     expected = sum(int(b).bit_count() for b in blocked.tolist()) / PLACES
     groups = max(1, math.ceil(expected / _CROWDED))
     while groups <= most_groups(len(scales)):

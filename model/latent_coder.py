@@ -6,7 +6,7 @@ What writer and reader must agree on all happens here, in float32; what the tran
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,11 +48,10 @@ class Analysis:
     def parts(self) -> list[tuple[Symbols, Indexes]]:
         """Symbols and the indexes of their tables, in reading order: z, then each slice of y behind its guard."""
         parts = [(self.z, self.z_tables)]
-        before = None
-        for symbols, sigmas in self.y:
-            ways = guard.choose(sigmas, before)
+        drifts = guard.tolerances(self.z, [sigmas for _, sigmas in self.y])
+        for (symbols, sigmas), drift in zip(self.y, drifts, strict=True):
+            ways = guard.choose(sigmas, drift)
             parts.extend([*guard.to_parts(ways), (symbols, guard.scale_indexes(sigmas, ways))])
-            before = sigmas
         return parts
 
 
@@ -77,9 +76,17 @@ class LatentCoder:
 
     def own_tensors(self) -> list[Tensor]:
         """Weights beside the network's."""
-        transforms = (self._path.cc_mean_transforms, self._path.cc_scale_transforms, self._path.lrp_transforms)
-        folded = (t for each in transforms for t in each if isinstance(t, FoldedTransform))
-        return [tensor for transform in folded for tensor in transform.own_tensors()]
+        return [tensor for transform in self._folded() for tensor in transform.own_tensors()]
+
+    def _folded(self) -> Iterator[FoldedTransform]:
+        for each in (self._path.cc_mean_transforms, self._path.cc_scale_transforms, self._path.lrp_transforms):
+            yield from (transform for transform in each if isinstance(transform, FoldedTransform))
+
+    def close(self) -> None:
+        """Give back what was made while working."""
+        self._wide = None
+        for transform in self._folded():
+            transform.forget()
 
     def payload(self, analysis: Analysis, stages: Stages) -> bytes:
         """The entropy-coded symbols of one picture; needs no device."""

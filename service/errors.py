@@ -299,8 +299,8 @@ class HeadersTooLarge(Problem):
 class QuotaExceeded(Problem):
     """The caller has asked for more than its share.
 
-    The share is of its API key, or of its network address where there are no keys: the settings TCM_QUOTA_PER_MINUTE
-    and TCM_QUOTA_BURST. `Retry-After` says in how many seconds the next request will be taken.
+    The share is that of all API keys of its name, or of its network address where there are no keys: the settings
+    TCM_QUOTA_PER_MINUTE and TCM_QUOTA_BURST. `Retry-After` says in how many seconds the next request will be taken.
     """
 
     status, code, rejects = 429, "quota-exceeded", True

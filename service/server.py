@@ -110,6 +110,7 @@ def _watch_event_loop(seconds: float) -> None:
 
 def end(code: int) -> None:
     """Now: threads that hang would keep an orderly exit from ever coming."""
-    logging.shutdown()
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):  # whoever reads it may be gone
+        logging.shutdown()
+        sys.stdout.flush()
     os._exit(code)

@@ -77,15 +77,14 @@ def run(
     """The shared path on given symbols, in the precision and place of the network.
 
     Args:
-        net: the network.
+        net: the network, whose modules give the outputs.
         symbols: of one image or of copies of it.
         first: the outputs of the first way, which this is if they are not given.
-        path: what computes, by default the network itself.
+        path: what computes σ, by default the network itself.
     """
-    path = path or net
-    scales, outputs = _pass(net, path, symbols, {})
+    scales, outputs = _pass(net, path or net, symbols, {})
     if first is not None:
-        return Run(scales, _pass(net, path, symbols, first)[1])
+        return Run(scales, _pass(net, net, symbols, first)[1])
     with watched_terms(net) as terms:
         _pass(net, net, symbols, outputs)
     return Run(scales, outputs, terms)
@@ -136,21 +135,20 @@ def runs(
 ) -> Iterator[tuple[str, Run]]:
     """The same symbols of one image in every way at hand: threads, batch, layout, attention kernel, precision, device.
 
-    The first is float32 on the CPU. The network comes back as it was given, on the CPU in float32.
+    The first is the network's own modules, float32 on the CPU; what is served computes folded slices where that can be,
+    so those that are not fused do without. The network comes back as it was given, on the CPU in float32.
     """
     first = run(net, symbols)
-    yield "cpu, float32", first
+    yield "cpu, not folded", first
 
     def again(symbols: Symbols = symbols, path: TCM | SharedPath | None = None) -> Run:
-        return run(net, symbols, first.outputs, path)
+        return run(net, symbols, first.outputs, path or served)
 
     for device in all_devices() if devices is None else devices:
         use_exact_arithmetic(torch.device(device))
         net.to(device)
-        if device != "cpu":
-            yield f"{device}, float32", again()
-        if (path := fold(net)) is not net:
-            yield f"{device}, folded", again(path=path)
+        served = fold(net)
+        yield f"{device}, float32", again()
         if device == "cpu":
             for count in {1, 2, 3} - {torch.get_num_threads()}:
                 with _threads(count):
@@ -167,11 +165,11 @@ def runs(
         )
         net.to(memory_format=torch.contiguous_format)
         with fused.nothing():
-            yield f"{device}, nothing fused", again()
+            yield f"{device}, nothing fused", again(path=net)
             with sdpa_kernel(SDPBackend.MATH):
-                yield f"{device}, plain attention", again()
+                yield f"{device}, plain attention", again(path=net)
         net.double()
-        yield f"{device}, float64", again()
+        yield f"{device}, float64", again(path=net)
         net.float()
     net.to("cpu")
 
@@ -194,7 +192,7 @@ class Drift:
     pair: tuple[str, str] = ("", "")
     modules: dict[str, float] = field(default_factory=dict)
 
-    def add_image(self, found: Iterator[tuple[str, Run]], slices: int) -> None:
+    def add_image(self, found: Iterator[tuple[str, Run]], symbols: Symbols, slices: int) -> None:
         """Take in the runs of one image, one after another: what is kept is the least and the largest of each value."""
         names: list[str] = []
         low: dict[str, Tensor] = {}
@@ -214,11 +212,10 @@ class Drift:
         for key in low.keys() - {""}:
             apart = ((high[key] - low[key]) / terms[key]).max()
             self.modules[key] = max(self.modules.get(key, 0.0), float(apart))
-        each = (t.chunk(slices, dim=1) for t in (written, low[""], high[""], lowest, highest))
-        before = None
-        for sigma, least, most, by_least, by_most in zip(*each, strict=True):
-            forgiven = guard.forgiven((sigma if before is None else before).numpy())
-            before = sigma
+        each = (t.chunk(slices, dim=1) for t in (low[""], high[""], lowest, highest))
+        sigmas = [sigma.numpy() for sigma in written.chunk(slices, dim=1)]
+        drifts = guard.tolerances(symbols.z.to(torch.int32).numpy(), sigmas)
+        for least, most, by_least, by_most, forgiven in zip(*each, drifts, strict=True):
             coded = (most > SCALE_MIN) & (least < SCALE_MAX) & (least > 0)  # σ below the table is all the same
             if not coded.any():
                 continue

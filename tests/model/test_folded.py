@@ -22,7 +22,7 @@ EMBEDDED = [entry.name for entry in Zoo().entries() if entry.embedded]
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 3)])  # windows of z: also maps that are all border
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 3)])  # pictures, and windows down and across
 def test_folded_slices_give_the_same_latents(name, shape):
     net = load(Zoo().get(name).path).net.double().eval().requires_grad_(False)
     batch, rows, columns = shape
@@ -40,8 +40,8 @@ def test_a_folded_path_serves_maps_of_one_size_after_another():
     transform = fold(net).cc_mean_transforms[0]
     assert isinstance(transform, FoldedTransform)
     with torch.no_grad():
-        for height, width in ((8, 8), (16, 8), (8, 16), (8, 8)):
-            narrow = torch.randn(1, net.config.attention_width, height, width)
+        for batch, height, width in ((1, 8, 8), (2, 8, 8), (1, 16, 8), (1, 8, 16), (1, 8, 8)):
+            narrow = torch.randn(batch, net.config.attention_width, height, width)
             wide = net.atten_mean[0][0].out_conv(narrow)
             torch.testing.assert_close(transform(narrow), net.cc_mean_transforms[0](wide), rtol=1e-4, atol=1e-4)
 
@@ -66,7 +66,7 @@ def test_channels_that_nobody_reads_are_not_computed(name):
     y = torch.randn(1, net.config.M, 8, 16)
     with torch.no_grad():
         short = Lowered(net.g_s, torch.float32, nn.Module)
-        assert any(a is not b for a, b in zip(short.layers[::-1], list(net.g_s)[::-1], strict=False))
+        assert short.layers[-1][0].in_channels < net.g_s[-1][0].in_channels
         torch.testing.assert_close(short(y), net.g_s(y), rtol=1e-5, atol=1e-5)
 
 

@@ -11,6 +11,7 @@ from model import Codec, Zoo, guard
 from model.entropy import Coder, SymbolMismatch
 from model.evaluation.drift import guard_share
 from model.guard import ALPHABETS, MEANS, PLACES, SMALLEST_GROUP, WAYS
+from model.pixels import from_pil
 from model.tables import gaussian_tables, guard_tables, scale_table
 
 CODER = Coder(gaussian_tables() + guard_tables())
@@ -51,6 +52,29 @@ def test_drift_changes_no_index(seed, count, kind):
     above, below = scale_of[np.minimum(place + 1, len(ALPHABETS) - 1)], scale_of[np.maximum(place - 1, 0)]
     assert ((scales <= above * 1.001) | (place == len(ALPHABETS) - 1)).all()
     assert ((scales >= below * 0.999) | (place == 0)).all()
+
+
+def test_tolerance_grows_with_what_a_slice_is_computed_from():
+    small, large, vast = (np.full(100, sigma, np.float32) for sigma in (1, 50, 1e5))
+    z = np.array([0, -3, 2], np.int32)
+    alone, after = guard.tolerances(z, [small, large, vast, small])[:2], guard.tolerances(z, [large, small])[1]
+    assert alone == [guard.forgiven(small), guard.forgiven(small)]
+    assert after == guard.forgiven(large) > 3 * alone[1]
+    assert guard.tolerances(z, [small, large, vast, small])[3] == guard.MOST_DRIFT
+    assert guard.tolerances(7 * z, [small, small]) == [3 * alone[0], alone[1]]
+    assert guard.tolerances(10_000 * z, [vast])[0] == guard.MOST_DRIFT
+
+
+def test_the_writer_guards_each_slice_with_its_own_tolerance(photo):
+    codec = Codec.load(EMBEDDED[0], "cpu")
+    (analysis,) = codec.analyse([from_pil(photo)])
+    sigmas = [scales for _, scales in analysis.y]
+    drifts = guard.tolerances(analysis.z, sigmas)
+    assert len(set(drifts)) > 3
+    expected = [guard.choose(scales, drift) for scales, drift in zip(sigmas, drifts, strict=True)]
+    indexes = [tables for _, tables in analysis.parts() if not guard.is_guard(tables)][1:]
+    for scales, ways, found in zip(sigmas, expected, indexes, strict=True):
+        np.testing.assert_array_equal(found, guard.scale_indexes(scales, ways))
 
 
 def test_it_is_needed():

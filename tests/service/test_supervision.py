@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
+import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from PIL import Image
 
 from bench.load import Answers, Client, closed_loop
-from bench.replicas import NGINX, Replica, free_port, nginx, proxied, replicas
+from bench.replicas import NGINX, ROOT, Replica, free_port, nginx, proxied, replicas
 from bench.replicas import wait_for as wait_for_replicas
 from service.headers import DEFAULTS
 from service.server import EXIT_LOST
@@ -132,11 +137,56 @@ def test_a_rolling_restart_behind_nginx_loses_nothing(tmp_path: Path, tiny_file:
 
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 def test_what_nginx_answers_itself_is_a_problem_with_the_services_headers(tmp_path: Path) -> None:
+    def raw(url: str, head: bytes) -> tuple[int, httpx.Headers, dict[str, object]]:
+        parts = urlsplit(url)
+        with socket.create_connection((parts.hostname or "", parts.port or 80), 20) as connection:
+            connection.sendall(head + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
+            said = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        first, _, rest = said.partition(b"\r\n")
+        fields, _, body = rest.partition(b"\r\n\r\n")
+        headers = httpx.Headers([tuple(field.split(b": ", 1)) for field in fields.split(b"\r\n")])
+        return int(first.split()[1]), headers, json.loads(body)
+
     with nginx([free_port()], tmp_path) as url:  # where no replica listens
-        lost = httpx.post(f"{url}/v1/encode", content=SMALL)
-        hidden = httpx.get(f"{url}/metrics")
-    assert_problem(hidden, 404, "not-found")
-    assert (lost.status_code, lost.json()["code"], lost.headers["retry-after"]) == (502, "bad-gateway", "1")
-    for answer in (lost, hidden):
-        assert answer.headers["x-request-id"] == answer.json()["request_id"]
-        assert {name: answer.headers.get(name) for name in DEFAULTS} == DEFAULTS
+        for head, status, code in (
+            (b"POST /v1/encode HTTP/1.1", 502, "bad-gateway"),
+            (b"GET /metrics HTTP/1.1", 404, "not-found"),
+            (b"TRACE / HTTP/1.1", 405, "method-not-allowed"),
+            (b"GET /" + b"x" * 9000 + b" HTTP/1.1", 431, "headers-too-large"),
+            (b"GET / HTTP/1.1\r\nX: " + b"x" * 9000, 431, "headers-too-large"),
+            (b"GET / HTTP/9.0", 505, "http-version"),
+            (b"no HTTP at all", 400, "malformed-request"),
+        ):
+            found, headers, problem = raw(url, head)
+            assert (found, problem["status"], problem["code"]) == (status, status, code), head[:40]
+            assert headers["content-type"] == "application/problem+json"
+            assert headers["x-request-id"] == problem["request_id"]
+            assert {name: headers.get(name) for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_log_that_cannot_be_written_costs_no_request(tiny_file: Path) -> None:
+    port = free_port()
+    settings = f"--device cpu --model-dir {tiny_file.parent} --default-model tcm-tiny-mse-0.01 --preload none"
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "service", "--port", str(port), *settings.split()]
+        process = subprocess.Popen(command, stdout=full, stderr=full, cwd=ROOT)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+
+            def ready() -> bool:
+                try:
+                    return client.get("/readyz").is_success
+                except httpx.TransportError:
+                    return False
+
+            wait_for(ready, 120)
+            for _ in range(3):
+                assert client.post("/v1/encode", content=SMALL).status_code == 200
+            assert_problem(client.post("/v1/encode", content=b"no image"), 415, "unsupported-image")
+            assert client.get("/livez").status_code == 200
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
