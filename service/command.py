@@ -19,6 +19,11 @@ from service.settings import PREFIX, PROGRAM, SECRETS, Settings, option
 
 USAGE_ERROR = 2
 BACKLOG = 2048
+_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads take the cores of those that read files
+    # oneDNN keeps a program for each layer, size and batch: 1024 of them, which is a gigabyte and a half hour's growth
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+}
 
 
 def serve(ctx: typer.Context) -> None:
@@ -41,7 +46,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _serve(settings: Settings) -> int:
     logs.configure(settings.log_level)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads take the files' cores
+    for name, value in _ENVIRONMENT.items():  # before torch reads it
+        os.environ.setdefault(name, value)
     # only now: `--help` and wrong options need no torch
     import uvicorn
 
