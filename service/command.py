@@ -21,7 +21,7 @@ USAGE_ERROR = 2
 BACKLOG = 2048
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads take the cores of those that read files
-    # oneDNN keeps a program for each layer, size and batch: 1024 of them, which is a gigabyte and a half hour's growth
+    # oneDNN keeps a program for each layer, size and batch: 1024 of them, some hundreds of MiB for no gain in speed
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
 }
 
