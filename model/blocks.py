@@ -102,6 +102,11 @@ class SliceAttention(nn.Module):
         last = cast("nn.Conv2d", self.conv_b[-1])
         self.shut = not last.weight.any() and bool((cast("Tensor", last.bias) < _SHUT).all())
 
+    def drop_shut(self) -> None:
+        """Give back the memory of a branch that is left out; it cannot be opened any more."""
+        if self.shut and hasattr(self, "conv_b"):
+            del self.conv_a, self.conv_b, self.non_local_block
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, h, w) -> the same shape; h and w multiples of the window."""
         x = fused.conv(self.in_conv, x)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from model import tiles
+from model.blocks import SliceAttention
 from model.checkpoint import ModelInfo, Weights, load
 from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
 from model.devices import memory_errors, pick_device, use_exact_arithmetic
@@ -51,6 +53,8 @@ class Codec:
         self.info: ModelInfo = weights.info
         self.device = device
         self.tiling = tiling or tiles.Tiling()
+        for attention in (*weights.net.atten_mean, *weights.net.atten_scale):
+            cast("SliceAttention", attention[0]).drop_shut()  # before it takes the device's memory
         self.net = weights.net.to(device).eval().requires_grad_(False)
         self.dtype = pick_precision(precision, device)
         self._transforms = Transforms.of(self.net, self.dtype)
