@@ -1,8 +1,9 @@
 """Window attention, plain and shifted, on channels-last maps (TCM paper, section 3.2; Swin Transformer).
 
 Maps are (B, H, W, C) here. A transformer block cuts its map into windows once, works on windows throughout and joins
-them at the end, so that attention, layer norms and the MLP all see contiguous channels. On CPUs, without gradients, it
-goes through the map in bands of windows instead, which stay in the cache, and nothing is cut (model/windows.py).
+them at the end, so that attention, layer norms and the MLP all see contiguous channels. Without gradients nothing is
+cut: on CPUs it goes through the map in bands of windows, which stay in the cache (model/windows.py), on GPUs a kernel
+reads the windows where they lie (model/kernels.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model import fused, windows
+from model import fused, kernels, windows
 
 _FEW_SCORES = 1 << 24  # up to here the naive form is the faster one in training, on a CPU by far
 _BAND = 1 << 21  # activations of the MLP that a band may have: they stay in the cache
@@ -209,7 +210,7 @@ class TransformerBlock(nn.Module):
         half = self.window // 2
         x = x.permute(0, 2, 3, 1)
         if self.fuses(x):
-            return self.in_bands(x, torch.empty(x.shape, dtype=x.dtype)).permute(0, 3, 1, 2)
+            return self.into(x, torch.empty_like(x, memory_format=torch.contiguous_format)).permute(0, 3, 1, 2)
         if self.shifted:
             x = x.roll((-half, -half), (1, 2))
         x = split_windows(x, self.window)
@@ -221,12 +222,30 @@ class TransformerBlock(nn.Module):
         return x.permute(0, 3, 1, 2)
 
     def fuses(self, x: Tensor) -> bool:
-        """Whether `in_bands` works here, now, for such a map."""
-        right = x.dtype == self.ln1.weight.dtype and windows.suits(self.window, self.msa.head_dim)
-        return right and fused.available(x)
+        """Whether `into` works here, now, for such a map (B, H, W, C)."""
+        if x.dtype != self.ln1.weight.dtype:
+            return False
+        if fused.on_gpu(x):
+            return kernels.suits_attention(self.window, self.msa.head_dim, *x.shape[1:3])
+        return windows.suits(self.window, self.msa.head_dim) and fused.available(x)
 
-    def in_bands(self, x: Tensor, out: Tensor) -> Tensor:
-        """The block on a map (B, H, W, C) -> `out`, other memory of the same shape; a band of windows at a time."""
+    def into(self, x: Tensor, out: Tensor) -> Tensor:
+        """The block on a map (B, H, W, C) -> `out`, other memory of the same shape, maybe a run of a map's channels."""
+        return self._at_once(x.contiguous(), out) if fused.on_gpu(x) else self._in_bands(x, out)
+
+    def _at_once(self, x: Tensor, out: Tensor) -> Tensor:
+        msa, up, down = self.msa, cast("nn.Linear", self.mlp[0]), cast("nn.Linear", self.mlp[2])
+        normed = kernels.layer_norm(x, self.ln1.weight, self.ln1.bias)
+        qkv = fused.linear(normed, msa.embedding_layer.weight, msa.embedding_layer.bias)
+        shift = self.window // 2 if self.shifted else 0
+        mixed = kernels.attend(qkv, msa.relative_position_params, msa.heads, self.window, shift=shift)
+        x = kernels.finish(fused.linear(mixed, msa.linear.weight, None), msa.linear.bias, plus=x)
+        normed = kernels.layer_norm(x, self.ln2.weight, self.ln2.bias)
+        hidden = fused.linear(normed, up.weight, up.bias, activation="gelu")
+        return kernels.finish(fused.linear(hidden, down.weight, None), down.bias, plus=x, out=out)
+
+    def _in_bands(self, x: Tensor, out: Tensor) -> Tensor:
+        """A band of windows at a time."""
         _, height, width, channels = x.shape
         half = self.window // 2 if self.shifted else 0
         step = max(1, _BAND // (4 * channels * width * self.window)) * self.window

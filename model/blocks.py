@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model import fused
+from model import fused, kernels
 from model.attention import TransformerBlock
 from model.layers import ResidualBlock, ResidualUnit
 
@@ -40,7 +40,7 @@ class MixedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 2N, H, W) -> the same shape and precision; H and W multiples of the window."""
         low = x.to(self.conv1_1.weight.dtype)
-        if self.trans_block.fuses(low):
+        if self.trans_block.fuses(low.permute(0, 2, 3, 1)):
             low, skip = (t.permute(0, 2, 3, 1).contiguous() for t in (low, x))
             return self._fused(low, skip).permute(0, 3, 1, 2)
         local, windowed = self.conv1_1(low).split(self.width, dim=1)
@@ -58,8 +58,10 @@ class MixedBlock(nn.Module):
         both = torch.empty_like(x)
         branch = self.conv_block.branch(local.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         torch.add(branch, local, alpha=2, out=both[..., : self.width])  # the block's own skip and this one
-        self.trans_block.in_bands(windowed, both[..., self.width :])
+        self.trans_block.into(windowed, both[..., self.width :])
         weight, bias = self.conv1_2.weight.flatten(1), self.conv1_2.bias
+        if fused.on_gpu(x):
+            return kernels.finish(fused.linear(both, weight, None), bias, plus=skip, out=torch.empty_like(skip))
         if skip.dtype != x.dtype:
             return skip + fused.linear(both, weight, bias)
         return fused.linear(both, weight, bias, plus=skip)

@@ -17,20 +17,20 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from model import tiles
+from model import fused, kernels, tiles
+from model.attention import TransformerBlock
 from model.blocks import SliceAttention
 from model.checkpoint import ModelInfo, Weights, load
 from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
 from model.devices import memory_errors, pick_device, use_exact_arithmetic
-from model.errors import CheckpointMismatch, IncompatibleModel
+from model.errors import IncompatibleModel, OutOfMemory
 from model.latent_coder import Analysis, LatentCoder
-from model.network import pad_to
 from model.pixels import Picture, Pixels, decode_alpha, encode_alpha, from_pil, to_pil
 from model.precision import Transforms, pick_precision
+from model.programs import Pause, Runner, Steps
 from model.stages import Heartbeat, Stages, unwatched
 from model.zoo import Zoo, ZooEntry
 
@@ -59,6 +59,7 @@ class Codec:
         self.dtype = pick_precision(precision, device)
         self._transforms = Transforms.of(self.net, self.dtype)
         self._latents = LatentCoder(self.net, self.info, weights.z_tables, device)
+        self._runner = Runner(device, record=self._can_be_recorded())
         self._lock = threading.Lock()
 
     @classmethod
@@ -99,9 +100,19 @@ class Codec:
         """Memory of the weights on the device."""
         return sum(t.numel() * t.element_size() for t in self._tensors())
 
+    def warm_up(self, width: int, height: int) -> None:
+        """Code a grey picture of this size there and back, as often as it takes to be as fast as it will ever be.
+
+        A GPU's kernels are compiled at the first picture, and recorded at the second one of a size.
+        """
+        for _ in range(1 if self.device.type == "cpu" else 2):
+            grey = Picture(np.full((height, width, 3), 127, np.uint8))
+            self.decode_container(read_container(self.encode_picture(grey)))
+
     def close(self) -> None:
         """Give the device's memory back. The codec is of no use afterwards."""
         with self._lock:
+            self._runner.forget()
             for tensor in self._tensors():
                 tensor.data = tensor.data.new_empty(0)
             self._latents.close()
@@ -114,7 +125,15 @@ class Codec:
             *self.net.buffers(),
             *self._transforms.own_tensors(),
             *self._latents.own_tensors(),
+            *fused.kept([self.net, *self._transforms.layers()]),
         ]
+
+    def _can_be_recorded(self) -> bool:
+        """Whether its programs read nothing that may be gone when they are replayed: no attention masks by shape."""
+        if self.device.type != "cuda" or not kernels.available(torch.empty(0, device=self.device)):
+            return False
+        blocks = [module for module in self.net.modules() if isinstance(module, TransformerBlock)]
+        return all(kernels.suits_attention(b.window, b.msa.head_dim, b.window, b.window) for b in blocks)
 
     # ---- an image
 
@@ -163,8 +182,12 @@ class Codec:
 
         `heartbeat` is called before each tile and each slice; what it raises ends the work.
         """
+        stages = Stages() if stages is None else stages
         with self._on_device():
-            return self._analyse(self._to_device(pictures), Stages() if stages is None else stages, heartbeat)
+            pixels = self._to_device(pictures)
+            run = self._runner.run("analyse", self._analysis, pixels.numel() // 3, stages, heartbeat)
+            found = run.look(run.send(pixels))
+        return self._latents.analyses(found)
 
     def pack(self, picture: Picture, analysis: Analysis, *, stages: Stages | None = None) -> bytes:
         """The .tcm file of a picture and its symbols. Any thread may do this while the device works on."""
@@ -185,12 +208,13 @@ class Codec:
         with self._on_device():
             width, height = self.padded(containers[0].width, containers[0].height)
             readers, y_hat = self._latents.read(
-                containers, height // tiles.STRIDE, width // tiles.STRIDE, stages, heartbeat
+                containers, height // tiles.STRIDE, width // tiles.STRIDE, self._runner, stages, heartbeat
             )
             if all(reader.error for reader in readers):
                 return [reader.error for reader in readers if reader.error]
-            with stages("g_s"):
-                rgb = self._to_pixels(tiles.synthesise(_beating(self._transforms.g_s, heartbeat), y_hat, self.tiling))
+            pixels = len(containers) * width * height
+            run = self._runner.run("synthesise", self._synthesis, pixels, stages, heartbeat)
+            (rgb,) = run.look(run.send(y_hat))
         return [reader.error or pixels for reader, pixels in zip(readers, rgb, strict=True)]
 
     def unpack(self, container: Container, padded: Pixels) -> Picture:
@@ -208,25 +232,25 @@ class Codec:
     # ---- what happens to it
 
     def _to_device(self, pictures: Sequence[Picture]) -> Tensor:
-        """(B, 3, H, W) in [0, 1], padded."""
-        batch = []
-        for picture in pictures:
-            x = torch.from_numpy(picture.rgb).to(self.device).permute(2, 0, 1)[None]
-            batch.append(pad_to(x.float().div_(255), self.info.config.alignment))
-        return torch.cat(batch)
+        """(B, H, W, 3) in 0 … 255, padded by repeating the edge; still on the host."""
+        width, height = self.padded(pictures[0].width, pictures[0].height)
+        return self._runner.from_host([_padded(picture.rgb, height, width) for picture in pictures])
 
-    def _analyse(self, x: Tensor, stages: Stages, heartbeat: Heartbeat) -> list[Analysis]:
-        with stages("g_a"):
-            y = tiles.analyse(_beating(self._transforms.g_a, heartbeat), x, self.tiling).contiguous()
-        with stages("hyper"):
-            z = self._transforms.h_a(y).contiguous()
-            if not (torch.isfinite(z).all() and torch.isfinite(y).all()):
-                raise CheckpointMismatch(f"the weights of {self.info.name!r} give numbers that are not finite")
-        return self._latents.write(y, z, stages, heartbeat)
+    def _analysis(self, pixels: Tensor, heartbeat: Heartbeat) -> Steps:
+        """The program that is given pixels (B, H, W, 3) and gives what `LatentCoder.analyses` takes."""
+        x = pixels.permute(0, 3, 1, 2).float().div_(255)
+        y = tiles.analyse(_beating(self._transforms.g_a, heartbeat), x, self.tiling).contiguous()
+        del x
+        yield Pause("g_a")
+        z = self._transforms.h_a(y).contiguous()
+        yield Pause("hyper")
+        yield from self._latents.writing(y, z, heartbeat)
 
-    def _to_pixels(self, x_hat: Tensor) -> NDArray[np.uint8]:
-        """(B, H, W, 3), padding included."""
-        return x_hat.clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    def _synthesis(self, y_hat: Tensor, heartbeat: Heartbeat) -> Steps:
+        """The program that is given ŷ and gives pixels (B, H, W, 3), padding included."""
+        x_hat = tiles.synthesise(_beating(self._transforms.g_s, heartbeat), y_hat, self.tiling)
+        pixels = x_hat.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+        yield Pause("g_s", (pixels.permute(0, 2, 3, 1).contiguous(),))
 
     def _pack(self, picture: Picture, payload: bytes) -> bytes:
         return write_container(
@@ -247,8 +271,18 @@ class Codec:
     @contextmanager
     def _on_device(self) -> Iterator[None]:
         """One call at a time, without gradients; a full device is a named error."""
-        with self._lock, torch.inference_mode(), memory_errors(self.device):
-            yield
+        with self._lock, torch.inference_mode():
+            try:
+                with memory_errors(self.device):
+                    yield
+            except OutOfMemory:
+                self._runner.forget()  # what is recorded is the first that can be done without
+                raise
+
+
+def _padded(rgb: Pixels, height: int, width: int) -> Pixels:
+    below, right = height - rgb.shape[0], width - rgb.shape[1]
+    return np.pad(rgb, ((0, below), (0, right), (0, 0)), mode="edge") if below or right else rgb
 
 
 def _beating(transform: Callable[[Tensor], Tensor], heartbeat: Heartbeat) -> Callable[[Tensor], Tensor]:

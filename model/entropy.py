@@ -26,13 +26,14 @@ LOWER = 1 << 32
 SYMBOL_LIMIT = 1 << 30
 SYMBOLS_PER_STREAM = 1 << 17
 MAX_STREAMS = 64
+_WORTH_A_THREAD = 1 << 13  # symbols
 _STATE_WORDS = 3
 _LENGTH_BYTES = 4
 _LUT_BITS = 8  # the first eight bits of a slot say where the search in a table starts
 _OUT_OF_WORDS, _BAD_ESCAPE = -1, -2
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
-_N = TypeVar("_N", np.int16, np.int32)
 
 
 class SymbolMismatch(Exception):
@@ -44,10 +45,9 @@ def stream_count(symbols: int) -> int:
     return max(1, min(MAX_STREAMS, symbols // SYMBOLS_PER_STREAM))
 
 
-def _chunk(values: NDArray[_N], k: int, streams: int) -> NDArray[_N]:
-    """The k-th of nearly equal runs."""
-    n = len(values)
-    return values[n * k // streams : n * (k + 1) // streams]
+def _run(n: int, k: int, streams: int) -> slice:
+    """The k-th of nearly equal runs of n elements."""
+    return slice(n * k // streams, n * (k + 1) // streams)
 
 
 @numba.njit("Tuple((int64, uint64))(int32[::1], int16[::1], int32[::1], int32[::1], int32[::1], uint64, uint16[::1])",
@@ -171,11 +171,11 @@ class Coder:
         """
 
         def one(k: int) -> bytes:
-            symbols = np.concatenate([_chunk(s, k, streams) for s, _ in parts])
-            indexes = np.concatenate([_chunk(t, k, streams) for _, t in parts])
+            symbols = np.concatenate([s[_run(len(s), k, streams)] for s, _ in parts])
+            indexes = np.concatenate([t[_run(len(t), k, streams)] for _, t in parts])
             return self._encode_stream(symbols, indexes)
 
-        return _join(_each(one, streams))
+        return _join(_each(one, range(streams), _streams))
 
     def _encode_stream(self, symbols: NDArray[np.int32], indexes: NDArray[np.int16]) -> bytes:
         if len(symbols) and (symbols.max() >= SYMBOL_LIMIT or symbols.min() <= -SYMBOL_LIMIT):
@@ -222,18 +222,26 @@ class Decoder:
         Raises:
             SymbolMismatch: the streams end before that.
         """
-        symbols = np.empty(len(indexes), np.int32)
+        return self.read_runs(len(indexes), indexes.__getitem__)
+
+    def read_runs(self, count: int, indexes: Callable[[slice], NDArray[np.int16]]) -> NDArray[np.int32]:
+        """The next `count` symbols; `indexes` gives the tables of a run, and is asked on the thread of its stream.
+
+        Raises:
+            SymbolMismatch: the streams end before that.
+        """
+        symbols = np.empty(count, np.int32)
         streams = len(self._words)
         t, lut = self._coder.tables, self._coder._lut
 
         def one(k: int) -> int:
-            out = _chunk(symbols, k, streams)
-            index = _chunk(indexes, k, streams)
-            status = _decode(self._words[k], self._registers[k], index, t.cdf, t.start, t.low, lut, out)
+            run = _run(count, k, streams)
+            out = symbols[run]
+            status = _decode(self._words[k], self._registers[k], indexes(run), t.cdf, t.start, t.low, lut, out)
             self._checksums[k] = google_crc32c.extend(self._checksums[k], out.astype("<i4", copy=False).tobytes())
             return int(status)
 
-        if any(_each(one, streams)):
+        if any(_each(one, range(streams), _streams if count >= _WORTH_A_THREAD else None)):
             raise SymbolMismatch("a stream ended before its symbols did")
         return symbols
 
@@ -277,9 +285,14 @@ def _lookup(tables: Tables) -> NDArray[np.int32]:
     return lookup
 
 
-_threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="entropy")
+_streams = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="streams")
+_parts = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="parts")  # each may wait for streams
 
 
-def _each(work: Callable[[int], _T], count: int) -> list[_T]:
-    """work(0) … work(count - 1), on several threads where there are several."""
-    return [work(0)] if count == 1 else list(_threads.map(work, range(count)))
+def each(work: Callable[[_S], _T], items: Sequence[_S]) -> list[_T]:
+    """The work on each slice or file, on several threads where there are several."""
+    return _each(work, items, _parts)
+
+
+def _each(work: Callable[[_S], _T], items: Sequence[_S], threads: ThreadPoolExecutor | None) -> list[_T]:
+    return list(map(work, items) if threads is None or len(items) == 1 else threads.map(work, items))

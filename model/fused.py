@@ -1,20 +1,23 @@
-"""A layer together with what follows it, in one pass over memory: oneDNN's fused forms, on CPUs and without gradients.
+"""A layer together with what follows it, in one pass over memory, without gradients.
 
-torch has them for its compiler; called directly they need none. Everywhere else, and where this build of torch lacks
-them, the same is computed one by one.
+On CPUs these are oneDNN's fused forms, which torch has for its compiler; called directly they need none. On NVIDIA's
+GPUs they are the matrix products of cuBLAS, the convolutions of cuDNN and kernels of our own (model/kernels.py), on
+maps in channels-last memory. Everywhere else, and where this build of torch lacks them, the same is computed singly.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model import kernels
 
 Activation = Literal["none", "relu", "leaky_relu", "gelu"]
 
@@ -34,9 +37,22 @@ def _dtypes() -> frozenset[torch.dtype]:
 
 
 def available(x: Tensor) -> bool:
-    """Whether layers of the precision of `x` can be fused where it lies, now."""
-    plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not _wanted.get()
-    return x.device.type == "cpu" and not plain and x.dtype in _dtypes()
+    """Whether layers of the precision of `x` can be fused where it lies, a CPU, now."""
+    return x.device.type == "cpu" and _fuses(x) and x.dtype in _dtypes()
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether they can be fused where it lies, a GPU, now."""
+    return x.is_cuda and _fuses(x) and kernels.available(x)
+
+
+def _fuses(x: Tensor) -> bool:
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)) and _wanted.get()
+
+
+def wanted() -> bool:
+    """Whether layers may be fused at all, now."""
+    return _wanted.get()
 
 
 @contextmanager
@@ -52,21 +68,32 @@ def nothing() -> Iterator[None]:
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: Activation = "none", plus: Tensor | None = None
 ) -> Tensor:
-    """activation(x·weightᵀ + bias), or x·weightᵀ + bias + plus; x (..., in), contiguous, weight (out, in)."""
-    if not available(x) or weight.dtype != x.dtype:
-        y = F.linear(x, weight, bias)
-        return _activate(y, activation) if plus is None else y + plus
-    scalars, algorithm = _SCALARS.get(activation, []), _ALGORITHM.get(activation, "")
-    done: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, scalars, algorithm)
-    return done if plus is None else done.add_(plus)  # oneDNN's own sum with another tensor takes longer
+    """activation(x·weightᵀ + bias), or x·weightᵀ + bias + plus; x (..., in), contiguous, weight (out, in).
+
+    On a GPU the GELU of bfloat16 is that by tanh, which comes with the matrix product: it differs by less than
+    bfloat16's own steps.
+    """
+    if available(x) and weight.dtype == x.dtype:
+        scalars, algorithm = _SCALARS.get(activation, []), _ALGORITHM.get(activation, "")
+        done: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, scalars, algorithm)
+        return done if plus is None else done.add_(plus)  # oneDNN's own sum with another tensor takes longer
+    if activation == "gelu" and bias is not None and x.dtype == torch.bfloat16 and on_gpu(x):
+        y = torch._addmm_activation(bias, x.reshape(-1, x.shape[-1]), weight.t(), use_gelu=True)
+        return y.view(*x.shape[:-1], -1)
+    y = F.linear(x, weight, bias)
+    if plus is not None:
+        return y.add_(plus) if plus.dtype == y.dtype and not torch.is_grad_enabled() else y + plus
+    return _activate(y, activation)
 
 
 def conv(layer: nn.Conv2d, x: Tensor, *, activation: Activation = "none", plus: Tensor | None = None) -> Tensor:
     """activation(layer(x) + plus), x (B, C, H, W), in the precision of the layer."""
     if not torch.is_autocast_enabled(x.device.type):
         x = x.to(layer.weight.dtype)
+    if _on_gpu(layer, x):
+        return _gpu_conv(layer, x, activation, plus)
     if not available(x):
-        y = layer(x)
+        y = layer(x) if type(layer) is nn.Conv2d else nn.Conv2d.forward(layer, x)  # others come from their own
         return _activate(y if plus is None else y + plus, activation)
     now: Activation = activation if plus is None else "none"
     y = torch.ops.mkldnn._convolution_pointwise(
@@ -74,6 +101,82 @@ def conv(layer: nn.Conv2d, x: Tensor, *, activation: Activation = "none", plus: 
         now, _SCALARS.get(now, []), _ALGORITHM.get(now, ""),
     )  # fmt: skip
     return y if plus is None else _activate(y.add_(plus), activation)
+
+
+def subpel(layer: nn.Conv2d, x: Tensor, *, activation: Activation = "none") -> Tensor:
+    """activation(layer(x)) with four channels each spread over 2x2 pixels: (B, C, H, W) -> (B, K/4, 2H, 2W)."""
+    low = x.to(layer.weight.dtype)
+    if layer.bias is not None and _on_gpu(layer, low):
+        products = _gpu_products(layer, low).permute(0, 2, 3, 1).contiguous()
+        return kernels.shuffle(products, layer.bias, activation).permute(0, 3, 1, 2)
+    return F.pixel_shuffle(conv(layer, x, activation=activation), 2)
+
+
+def allow_tf32(layers: nn.Module) -> None:
+    """Let these layers' float32 convolutions round their factors to 11 bits on a GPU: tensor cores do them then.
+
+    Never those that writer and reader must agree on.
+    """
+    for layer in layers.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.rounds_factors = True  # type: ignore[assignment]
+
+
+def kept(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """What layers have made of their weights, and keep."""
+    layers = [layer for module in modules for layer in module.modules()]
+    return [layer.__dict__["_winograd"][1] for layer in layers if "_winograd" in layer.__dict__]
+
+
+def _on_gpu(layer: nn.Conv2d, x: Tensor) -> bool:
+    return on_gpu(x) and layer.groups == 1 and layer.out_channels % kernels.VECTOR == 0
+
+
+def _gpu_conv(layer: nn.Conv2d, x: Tensor, activation: Activation, plus: Tensor | None) -> Tensor:
+    if plus is not None:
+        plus = plus.permute(0, 2, 3, 1).contiguous()
+    if _suits_winograd(layer, x):
+        pixels = x.permute(0, 2, 3, 1).contiguous()
+        return kernels.conv3x3(pixels, _winograd(layer), layer.bias, activation, plus).permute(0, 3, 1, 2)
+    if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and activation == "none" and plus is None:
+        pixels = x.permute(0, 2, 3, 1).contiguous()
+        return F.linear(pixels, layer.weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
+    products = _gpu_products(layer, x).permute(0, 2, 3, 1).contiguous()
+    return kernels.finish(products, layer.bias, activation, plus, out=products).permute(0, 3, 1, 2)
+
+
+def _gpu_products(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """The layer without its bias."""
+    if layer.kernel_size == (1, 1) and layer.stride == (1, 1):
+        pixels = x.permute(0, 2, 3, 1).contiguous()
+        return F.linear(pixels, layer.weight.flatten(1)).permute(0, 3, 1, 2)
+    if _suits_winograd(layer, x):
+        return kernels.conv3x3(x.permute(0, 2, 3, 1).contiguous(), _winograd(layer), None).permute(0, 3, 1, 2)
+    return torch.cudnn_convolution(
+        x.contiguous(memory_format=torch.channels_last),
+        layer.weight.contiguous(memory_format=torch.channels_last),
+        cast("tuple[int, int]", layer.padding), layer.stride, layer.dilation, 1,
+        benchmark=False, deterministic=False, allow_tf32=hasattr(layer, "rounds_factors"),
+    )  # fmt: skip
+
+
+def _suits_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
+    shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    return (
+        x.dtype == torch.float32
+        and shape == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and not hasattr(layer, "rounds_factors")
+        and not (x.shape[1] % kernels.VECTOR or x.shape[2] % 2 or x.shape[3] % 2)
+    )
+
+
+def _winograd(layer: nn.Conv2d) -> Tensor:
+    """The layer's weights for `kernels.conv3x3`, made once."""
+    state = (layer.weight.data_ptr(), layer.weight.device)
+    if "_winograd" not in layer.__dict__ or layer.__dict__["_winograd"][0] != state:
+        with torch.inference_mode(False), torch.no_grad():
+            layer.__dict__["_winograd"] = (state, kernels.winograd_weights(layer.weight))
+    return cast("Tensor", layer.__dict__["_winograd"][1])
 
 
 def _activate(x: Tensor, activation: Activation) -> Tensor:

@@ -93,52 +93,83 @@ def place(way, step):  # type: ignore[no-untyped-def]  # numba infers
     return np.int64(h >> np.uint64(26))
 
 
-@numba.njit("int16[::1](float32[::1], int32[::1], int16[::1], int16[::1], float64[::1], float64[::1])",
+def _scale(above: NDArray[np.float64]) -> NDArray[np.float64]:
+    """σ of a place in the table of scales, whole numbers being the scales."""
+    return np.asarray(np.exp(_LOG_MIN + LOG_STEP * above))
+
+
+_places = (97 + np.arange(PLACES)) / 256
+_THRESHOLDS = _scale(ALPHABETS[:-1, None] + np.diff(ALPHABETS)[:, None] * _places)
+"""σ at each place of each step: (steps, places)."""
+_LOWER = _scale(ALPHABETS.astype(np.float64))
+_CELL = 17  # bits of a float32 that a cell leaves out: it is narrower than any step
+_FIRST_CELL = int(np.float32(SCALE_MIN).view(np.uint32)) >> _CELL
+_cells = np.arange(_FIRST_CELL, (int(np.float32(SCALE_MAX).view(np.uint32)) >> _CELL) + 1, dtype=np.uint32) << _CELL
+_STEP_OF_CELL = np.clip(np.searchsorted(_LOWER, _cells.view(np.float32), side="right") - 1, 0, _STEPS - 1)
+"""The step that each cell begins in."""
+
+
+@numba.njit("int16[::1](float32[::1], uint32[::1], int32[::1], int64, int16[::1], int64[::1], float64[::1], "
+            "float64[:, ::1])",
             nogil=True, cache=True)  # fmt: skip
-def _indexes(scales, ways, alphabets, step_of, origin, width):  # type: ignore[no-untyped-def]
+def _indexes(scales, bits, ways, g, alphabets, step_of_cell, lower, thresholds):  # type: ignore[no-untyped-def]
     out = np.empty(len(scales), np.int16)
     groups, steps = len(ways), len(alphabets) - 1
-    at = np.empty((groups, steps), np.uint8)
-    for g in range(groups):
+    at = np.empty((groups, steps), np.float64)
+    for i in range(groups):
         for k in range(steps):
-            at[g, k] = place(ways[g], k)
-    g = 0
+            at[i, k] = thresholds[k, place(ways[i], k)]
     for e in range(len(scales)):
+        sigma = np.float64(scales[e])
         if not scales[e] > np.float32(SCALE_MIN):
             out[e] = alphabets[0]
         elif scales[e] >= np.float32(SCALE_MAX):
             out[e] = alphabets[steps]
         else:
-            above = (math.log(np.float64(scales[e])) - _LOG_MIN) / LOG_STEP
-            i = min(max(int(above), 0), len(step_of) - 1)
-            k = step_of[i]
-            out[e] = alphabets[k + ((above - origin[i]) / width[i] * 256 - 97 > at[g, k])]
+            k = step_of_cell[(bits[e] >> np.uint32(_CELL)) - np.uint32(_FIRST_CELL)]
+            if k + 1 < steps and sigma >= lower[k + 1]:
+                k += 1
+            out[e] = alphabets[k + (sigma > at[g, k])]
         g = 0 if g == groups - 1 else g + 1
     return out
 
 
-def scale_indexes(scales: NDArray[np.float32], ways: NDArray[np.int32]) -> NDArray[np.int16]:
-    """σ of one slice, flattened -> the alphabet of each element, given the way of each group.
+def scale_indexes(scales: NDArray[np.float32], ways: NDArray[np.int32], run: slice | None = None) -> NDArray[np.int16]:
+    """σ of one slice, flattened -> the alphabet of each element, of all or of a run, given the way of each group.
 
     Element e belongs to group e mod len(ways). σ that is no number, or below the first scale, has alphabet 0.
     """
-    found: NDArray[np.int16] = _indexes(scales, ways, ALPHABETS, _STEP_OF, _FROM, _WIDTH)
+    first = 0 if run is None else run.start
+    part = np.ascontiguousarray(scales if run is None else scales[run])
+    found: NDArray[np.int16] = _indexes(
+        part, part.view(np.uint32), ways, first % len(ways), ALPHABETS, _STEP_OF_CELL, _LOWER, _THRESHOLDS
+    )
     return found
 
 
-@numba.njit("Tuple((int64[::1], int16[::1], uint64[::1]))"
-            "(float32[::1], float64, int16[::1], float64[::1], float64[::1])",
+@numba.njit("Tuple((int64[::1], int16[::1], uint64[::1], int64))"
+            "(float32[::1], uint32[::1], float64, int16[::1], float64[::1], float64[::1], int64[::1], float64[::1], "
+            "float64[:, ::1])",
             nogil=True, cache=True)  # fmt: skip
-def _in_the_way(scales, drift, step_of, origin, width):  # type: ignore[no-untyped-def]
-    """The elements that are in the way of a step at some place: the element, the step, and a bit for each place."""
+def _in_the_way(scales, bits, drift, step_of, origin, width, step_of_cell, lower, thresholds):  # type: ignore[no-untyped-def]
+    """The elements in the way of a step at some place: the element, the step, a bit for each place; all their bits."""
     elements = np.empty(len(scales), np.int64)
     steps = np.empty(len(scales), np.int16)
     blocked = np.empty(len(scales), np.uint64)
-    count = 0
+    count, places = 0, 0
     for e in range(len(scales)):
         if not (scales[e] > np.float32(SCALE_MIN) and scales[e] < np.float32(SCALE_MAX)):
             continue
         sigma = np.float64(scales[e])
+        k = step_of_cell[(bits[e] >> np.uint32(_CELL)) - np.uint32(_FIRST_CELL)]
+        if k + 1 < len(thresholds) and sigma >= lower[k + 1]:
+            k += 1
+        apart = 1.06 * (drift * (1 + 1 / sigma) + _ROUNDING)  # most are far from every place, which needs no logarithm
+        if apart < 0.1 and (
+            sigma * (1 - apart) > thresholds[k, PLACES - 1] * (1 + 1e-9)
+            or sigma * (1 + apart) < thresholds[k, 0] * (1 - 1e-9)
+        ):
+            continue
         above = (math.log(sigma) - _LOG_MIN) / LOG_STEP
         i = min(max(int(above), 0), len(step_of) - 1)
         centre = (above - origin[i]) / width[i] * 256 - 97
@@ -149,8 +180,9 @@ def _in_the_way(scales, drift, step_of, origin, width):  # type: ignore[no-untyp
         elements[count], steps[count] = e, step_of[i]
         # bits first … last
         blocked[count] = (~np.uint64(0) >> np.uint64(63 - (last - first))) << np.uint64(first)
+        places += last - first + 1
         count += 1
-    return elements[:count], steps[:count], blocked[:count]
+    return elements[:count], steps[:count], blocked[:count], places
 
 
 @numba.njit("boolean(int64[::1], int16[::1], uint64[::1], int32[::1])", nogil=True, cache=True)
@@ -160,14 +192,22 @@ def _first_free(elements, steps, blocked, ways):  # type: ignore[no-untyped-def]
     taken = np.zeros((groups, _STEPS), np.uint64)
     for c in range(len(elements)):
         taken[elements[c] % groups, steps[c]] |= blocked[c]
-    busy = np.empty(_STEPS, np.int64)
+    busy, crowds = np.empty(_STEPS, np.int64), np.empty(_STEPS, np.int64)
     for g in range(groups):
         count = 0
         for k in range(_STEPS):
             if taken[g, k] == ~np.uint64(0):
                 return False
             if taken[g, k]:
-                busy[count] = k
+                bits, rest = 0, taken[g, k]
+                while rest:
+                    rest &= rest - np.uint64(1)
+                    bits += 1
+                j = count  # the most crowded steps first: they turn most ways down
+                while j > 0 and crowds[j - 1] < bits:
+                    busy[j], crowds[j] = busy[j - 1], crowds[j - 1]
+                    j -= 1
+                busy[j], crowds[j] = k, bits
                 count += 1
         way = 0
         while way < WAYS:
@@ -195,8 +235,11 @@ def choose(scales: NDArray[np.float32], drift: float | None = None) -> NDArray[n
     protects the picture.
     """
     drift = forgiven(scales) if drift is None else drift
-    elements, steps, blocked = _in_the_way(scales, drift, _STEP_OF, _FROM, _WIDTH)
-    expected = sum(int(b).bit_count() for b in blocked.tolist()) / PLACES
+    scales = np.ascontiguousarray(scales)
+    elements, steps, blocked, places = _in_the_way(
+        scales, scales.view(np.uint32), drift, _STEP_OF, _FROM, _WIDTH, _STEP_OF_CELL, _LOWER, _THRESHOLDS
+    )
+    expected = places / PLACES
     groups = max(1, math.ceil(expected / _CROWDED))
     while groups <= most_groups(len(scales)):
         ways = np.zeros(groups, np.int32)

@@ -8,23 +8,27 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model import guard
+from model import fused, guard
 from model.checkpoint import ModelInfo
 from model.container import Container
-from model.entropy import Coder, stream_count
+from model.entropy import Coder, each, stream_count
+from model.errors import CheckpointMismatch
 from model.folded import FoldedTransform, fold
-from model.latents import SharedPath, code_slices
+from model.latents import SharedPath, SlicePass
 from model.network import TCM
+from model.programs import Pause, Program, Runner, Steps
 from model.reader import Reader
 from model.rounding import choose_symbols
 from model.stages import Heartbeat, Stages, unwatched
 from model.tables import Tables, gaussian_tables, guard_tables
+from model.tiles import STRIDE
 
 Symbols = NDArray[np.int32]
 Indexes = NDArray[np.int16]
@@ -47,16 +51,15 @@ class Analysis:
 
     def parts(self) -> list[tuple[Symbols, Indexes]]:
         """Symbols and the indexes of their tables, in reading order: z, then each slice of y behind its guard."""
-        parts = [(self.z, self.z_tables)]
         drifts = guard.tolerances(self.z, [sigmas for _, sigmas in self.y])
-        for (symbols, sigmas), drift in zip(self.y, drifts, strict=True):
+
+        def guarded(part: tuple[tuple[Symbols, NDArray[np.float32]], float]) -> list[tuple[Symbols, Indexes]]:
+            (symbols, sigmas), drift = part
             ways = guard.choose(sigmas, drift)
-            parts.extend([*guard.to_parts(ways), (symbols, guard.scale_indexes(sigmas, ways))])
-        return parts
+            return [*guard.to_parts(ways), (symbols, guard.scale_indexes(sigmas, ways))]
 
-
-class _NothingLeft(Exception):
-    """No file of the batch can be read any further."""
+        of_slices = each(guarded, list(zip(self.y, drifts, strict=True)))
+        return [(self.z, self.z_tables), *(part for parts in of_slices for part in parts)]
 
 
 class LatentCoder:
@@ -76,11 +79,12 @@ class LatentCoder:
 
     def own_tensors(self) -> list[Tensor]:
         """Weights beside the network's."""
-        return [tensor for transform in self._folded() for tensor in transform.own_tensors()]
+        folded = list(self._folded())
+        return [*(tensor for transform in folded for tensor in transform.own_tensors()), *fused.kept(folded)]
 
     def _folded(self) -> Iterator[FoldedTransform]:
-        for each in (self._path.cc_mean_transforms, self._path.cc_scale_transforms, self._path.lrp_transforms):
-            yield from (transform for transform in each if isinstance(transform, FoldedTransform))
+        for kind in (self._path.cc_mean_transforms, self._path.cc_scale_transforms, self._path.lrp_transforms):
+            yield from (transform for transform in kind if isinstance(transform, FoldedTransform))
 
     def close(self) -> None:
         """Give back what was made while working."""
@@ -95,52 +99,68 @@ class LatentCoder:
         with stages("entropy"):
             return self._coder.encode(parts, analysis.streams)
 
-    def write(self, y: Tensor, z: Tensor, stages: Stages, heartbeat: Heartbeat = unwatched) -> list[Analysis]:
-        """The symbols of each picture, and what their tables follow from, of y (B, M, h, w) and z.
+    def writing(self, y: Tensor, z: Tensor, heartbeat: Heartbeat) -> Steps:
+        """The part of a program that chooses the symbols of y (B, M, h, w) and z; for `analyses`.
 
-        They leave the device at the end: until then nothing waits for it.
+        Nothing leaves the device before the end: until then nothing waits for it.
         """
+        sound = torch.isfinite(z).all() & torch.isfinite(y).all()
         z_symbols = torch.round(z - self._medians)
-        z_tables = self._z_indexes(z_symbols.shape[2] * z_symbols.shape[3])
-        streams = stream_count(y[0].numel() + z_symbols[0].numel())
-        slices = self._info.config.slices
-        y_slices, y_symbols = y.chunk(slices, dim=1), list[Tensor]()
-
-        def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
+        through = SlicePass(self._path, z_symbols + self._medians)
+        symbols, scales = list[Tensor](), list[Tensor]()
+        y_hat: Tensor | None = None
+        for part in y.chunk(self._info.config.slices, dim=1):
             heartbeat()
-            y_symbols.append(choose_symbols(y_slices[i] - mean, scale, self._info.rounding))
-            return y_symbols[-1] + mean
+            if y_hat is not None:  # the last slice is refined by nobody but the reader
+                through.refine(y_hat)
+            mean, scale = through.predict()
+            symbols.append(choose_symbols(part - mean, scale, self._info.rounding))
+            scales.append(scale)
+            y_hat = symbols[-1] + mean
+        whole = (z_symbols, torch.cat(symbols, dim=1))
+        yield Pause(
+            "slices", (sound, *(t.to(torch.int32).flatten(1) for t in whole), torch.cat(scales, dim=1).flatten(1))
+        )
 
-        with stages("slices"):
-            scales = code_slices(self._path, z_symbols + self._medians, code).scales
-            rows = zip(_rows(z_symbols), _rows(torch.cat(y_symbols, dim=1)), _scales(scales), strict=True)
-            return [
-                Analysis(
-                    of_z,
-                    z_tables,
-                    list(zip(of_y.reshape(slices, -1), sigmas.reshape(slices, -1), strict=True)),
-                    streams,
-                )
-                for of_z, of_y, sigmas in rows
-            ]
+    def analyses(self, found: Sequence[NDArray[Any]]) -> list[Analysis]:
+        """What is coded for each picture, from what `writing` gave.
+
+        Raises:
+            CheckpointMismatch: the network gives numbers that are not finite.
+        """
+        sound, z, y, scales = found
+        if not sound:
+            raise CheckpointMismatch(f"the weights of {self._info.name!r} give numbers that are not finite")
+        config = self._info.config
+        z_tables = self._z_indexes(z.shape[1] // config.hyper_channels)
+        streams, slices = stream_count(y.shape[1] + z.shape[1]), config.slices
+        return [
+            Analysis(
+                of_z, z_tables, list(zip(of_y.reshape(slices, -1), sigmas.reshape(slices, -1), strict=True)), streams
+            )
+            for of_z, of_y, sigmas in zip(z, y, scales, strict=True)
+        ]
 
     def read(
         self,
         containers: Sequence[Container],
         height: int,
         width: int,
+        runner: Runner,
         stages: Stages,
         heartbeat: Heartbeat = unwatched,
     ) -> tuple[list[Reader], Tensor]:
         """ŷ (B, M, height, width) with the readers, which know what is wrong with a file."""
-        readers, y_hat = self._read(containers, height, width, self._path, stages, heartbeat)
+        program = self._reading(self._path)
+        readers, y_hat = self._read(containers, height, width, runner, program, stages, heartbeat)
         for b, reader in enumerate(readers):
             if reader.mismatch:  # what the guard does not forgive may be this machine's float32
+                plainly, wide = Runner(self._device, record=False), self._reading(self._float64())
                 with stages("retry"):
-                    (again,), wide = self._read([containers[b]], height, width, self._float64(), Stages(), heartbeat)
+                    (again,), exact = self._read([containers[b]], height, width, plainly, wide, Stages(), heartbeat)
                 if not again.error:
                     self.retries += 1
-                    readers[b], y_hat[b] = again, wide[0].to(y_hat.dtype)
+                    readers[b], y_hat[b] = again, exact[0].to(y_hat.dtype)
         return readers, y_hat
 
     def _float64(self) -> TCM:
@@ -148,12 +168,29 @@ class LatentCoder:
             self._wide = copy.deepcopy(self._net).to(self._device, torch.float64)
         return self._wide
 
+    def _reading(self, path: TCM | SharedPath) -> Program:
+        """The program that is given the symbols of z, then those of each slice: (B, ·) in reading order."""
+
+        def program(z_symbols: Tensor, heartbeat: Heartbeat) -> Steps:
+            z_hat = z_symbols.float() + self._medians
+            through = SlicePass(path, z_hat.to(next(path.h_mean_s.parameters()).dtype))
+            for _ in range(self._info.config.slices):
+                heartbeat()
+                mean, scale = through.predict()
+                symbols = yield Pause("slices", (scale.float().flatten(1).contiguous(),))
+                assert symbols is not None  # noqa: S101 - it was asked for
+                through.refine(mean + symbols.view(mean.shape).to(mean.dtype))
+            yield Pause("slices", (through.y_hat(),))
+
+        return program
+
     def _read(
         self,
         containers: Sequence[Container],
         h: int,
         w: int,
-        path: TCM | SharedPath,
+        runner: Runner,
+        program: Program,
         stages: Stages,
         heartbeat: Heartbeat,
     ) -> tuple[list[Reader], Tensor]:
@@ -162,45 +199,23 @@ class LatentCoder:
         in_z, in_slice = c.hyper_channels * (h // 4) * (w // 4), c.slice_channels * h * w
         streams = stream_count(in_z + c.slices * in_slice)
         readers = [Reader(self._coder, self._info, container, streams) for container in containers]
-
-        def code(_: int, mean: Tensor, scale: Tensor) -> Tensor:
-            heartbeat()
-            sigmas = _scales(scale)
+        z_tables = self._z_indexes((h // 4) * (w // 4))
+        with stages("entropy"):
+            z = [reader.symbols(z_tables).reshape(c.hyper_channels, h // 4, w // 4) for reader in readers]
+        run = runner.run("read", program, len(readers) * h * w * STRIDE**2, stages, heartbeat)
+        outputs = run.send(runner.from_host(z))
+        for _ in range(c.slices):
+            (sigmas,) = run.look(outputs)
             with stages("entropy"):
-                symbols = [
-                    reader.symbols(guard.scale_indexes(sigma, reader.guard(in_slice)))
-                    for reader, sigma in zip(readers, sigmas, strict=True)
-                ]
-            if all(reader.error for reader in readers):
-                raise _NothingLeft  # a hostile file costs no more than it must
-            return self._symbols_to_device(symbols, mean.shape).to(mean.dtype) + mean
-
-        with stages("slices"):
-            with stages("entropy"):
-                z_symbols = [reader.symbols(self._z_indexes((h // 4) * (w // 4))) for reader in readers]
-            z_hat = self._symbols_to_device(z_symbols, (len(readers), c.hyper_channels, h // 4, w // 4)) + self._medians
-            try:
-                y_hat = code_slices(path, z_hat.to(next(path.h_mean_s.parameters()).dtype), code).y_hat
-            except _NothingLeft:
-                return readers, z_hat.new_zeros(len(readers), c.M, h, w)
+                symbols = each(lambda read: read[0].slice_symbols(read[1]), list(zip(readers, sigmas, strict=True)))
+            if all(reader.error for reader in readers):  # a hostile file costs no more than it must
+                return readers, self._medians.new_zeros(len(readers), c.M, h, w)
+            outputs = run.send(runner.from_host(symbols))
         for reader in readers:
             reader.finish()
-        return readers, y_hat
-
-    def _symbols_to_device(self, symbols: Sequence[Symbols], shape: Sequence[int]) -> Tensor:
-        return torch.from_numpy(np.stack(symbols)).to(self._device).float().view(*shape)
+        return readers, outputs[0]
 
     def _z_indexes(self, positions: int) -> Indexes:
         """The table of each element of z: one a channel, behind all others."""
         count = len(self._coder.tables)
         return np.repeat(np.arange(count - self._info.config.hyper_channels, count, dtype=np.int16), positions)
-
-
-def _rows(symbols: Tensor) -> list[Symbols]:
-    """The symbols of each item of a batch, flattened, on the CPU."""
-    return list(symbols.to(torch.int32).flatten(1).contiguous().cpu().numpy())
-
-
-def _scales(scales: Tensor) -> list[NDArray[np.float32]]:
-    """σ by item of the batch, flattened, on the CPU."""
-    return list(scales.float().flatten(1).contiguous().cpu().numpy())

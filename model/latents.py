@@ -4,8 +4,8 @@
                      ├─ cat(·, ŷ_<i) ─ attention ─┤                                           │
     ẑ ──> h_scale_s ─┘                            └──> σ_i                 ŷ_<i  <────────────┘
 
-The three callers differ only in `code`, which is given μ_i and σ_i and answers with ŷ_i before its refinement: training
-rounds straight through, the encoder rounds and keeps the symbols, the decoder reads the symbols.
+Training, encoding and decoding differ only in `code`, which is given μ_i and σ_i and answers with ŷ_i before its
+refinement: training rounds straight through, the encoder rounds and keeps the symbols, the decoder reads the symbols.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import TCMConfig
+from model.devices import side_by_side
 
 if TYPE_CHECKING:
     from model.network import TCM
@@ -49,28 +50,64 @@ class SharedPath:
     lrp_transforms: Sequence[nn.Module]
 
 
-def code_slices(net: TCM | SharedPath, z_hat: Tensor, code: CodeSlice) -> Latents:
-    """Run the slice loop over ẑ (B, hyper_channels, h/4, w/4).
+class SlicePass:
+    """The slice loop, a half step at a time: first μ_i and σ_i are predicted, then ŷ_i is taken in and refined.
 
     Everything here must agree between the machine that writes and the machine that reads: it runs in the precision of
     the weights, which the codec keeps at float32 or wider.
+
+    Args:
+        net: the modules.
+        z_hat: ẑ (B, hyper_channels, h/4, w/4).
     """
-    latent_means, latent_scales = net.h_mean_s(z_hat), net.h_scale_s(z_hat)
-    decoded: list[Tensor] = []
+
+    def __init__(self, net: TCM | SharedPath, z_hat: Tensor) -> None:
+        self._net = net
+        self._latent_means, self._latent_scales = side_by_side(
+            z_hat.device, lambda: net.h_mean_s(z_hat), lambda: net.h_scale_s(z_hat)
+        )
+        self._decoded: list[Tensor] = []
+        self._mean_support: Tensor | None = None
+
+    def predict(self) -> tuple[Tensor, Tensor]:
+        """μ and σ of the next slice, each (B, M/slices, h, w)."""
+        net, i = self._net, len(self._decoded)
+        before = self._decoded[: net.config.support(i)]
+
+        def mean() -> tuple[Tensor, Tensor]:
+            support = net.atten_mean[i](torch.cat([self._latent_means, *before], dim=1))
+            return support, net.cc_mean_transforms[i](support)
+
+        def scale() -> Tensor:
+            support = net.atten_scale[i](torch.cat([self._latent_scales, *before], dim=1))
+            return net.cc_scale_transforms[i](support)  # type: ignore[no-any-return]
+
+        (self._mean_support, means), scales = side_by_side(self._latent_means.device, mean, scale)
+        return means, scales
+
+    def refine(self, y_hat: Tensor) -> None:
+        """Take in ŷ of that slice, symbols + μ."""
+        support, self._mean_support = self._mean_support, None
+        assert support is not None  # noqa: S101 - it was predicted first
+        lrp = self._net.lrp_transforms[len(self._decoded)](torch.cat([support, y_hat], dim=1))
+        self._decoded.append(y_hat + 0.5 * torch.tanh(lrp))
+
+    def y_hat(self) -> Tensor:
+        """All slices that were taken in, refined: (B, M, h, w) in the end."""
+        return torch.cat(self._decoded, dim=1)
+
+
+def code_slices(net: TCM | SharedPath, z_hat: Tensor, code: CodeSlice) -> Latents:
+    """Run the slice loop over ẑ (B, hyper_channels, h/4, w/4)."""
+    through = SlicePass(net, z_hat)
     means: list[Tensor] = []
     scales: list[Tensor] = []
     for i in range(net.config.slices):
-        before = decoded[: net.config.support(i)]
-        mean_support = net.atten_mean[i](torch.cat([latent_means, *before], dim=1))
-        scale_support = net.atten_scale[i](torch.cat([latent_scales, *before], dim=1))
-        mean = net.cc_mean_transforms[i](mean_support)
-        scale = net.cc_scale_transforms[i](scale_support)
-        y_hat = code(i, mean, scale)
-        y_hat = y_hat + 0.5 * torch.tanh(net.lrp_transforms[i](torch.cat([mean_support, y_hat], dim=1)))
-        decoded.append(y_hat)
+        mean, scale = through.predict()
+        through.refine(code(i, mean, scale))
         means.append(mean)
         scales.append(scale)
-    return Latents(torch.cat(decoded, dim=1), torch.cat(means, dim=1), torch.cat(scales, dim=1))
+    return Latents(through.y_hat(), torch.cat(means, dim=1), torch.cat(scales, dim=1))
 
 
 def round_through(x: Tensor) -> Tensor:

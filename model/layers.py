@@ -11,7 +11,30 @@ import compressai.layers as compressai
 import torch
 from torch import Tensor, nn
 
-from model import fused
+from model import fused, kernels
+
+
+class StridedConv(nn.Conv2d):
+    """A 3x3 convolution that halves the sides."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(channels, out, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out, H/2, W/2)."""
+        return fused.conv(self, x)
+
+
+class SubpelConv(nn.Sequential):
+    """A 3x3 convolution whose channels are spread over 2x2 pixels each."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(nn.Conv2d(channels, 4 * out, 3, padding=1), nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out, 2H, 2W)."""
+        return fused.subpel(cast("nn.Conv2d", self[0]), x) if fused.on_gpu(x) else super().forward(x)  # type: ignore[no-untyped-call]
+
 
 _BAND = 1 << 20  # elements that a pass over a map may take: they stay in the cache
 
@@ -42,15 +65,19 @@ class ResidualBlockUpsample(compressai.ResidualBlockUpsample):  # type: ignore[m
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> a map of twice the sides."""
-        (up, shuffle), (skip, _) = self.subpel_conv, self.upsample
-        low = x.to(up.weight.dtype)
-        branch = fused.conv(self.conv, shuffle(fused.conv(up, low, activation="leaky_relu")))
-        return _normalise(self.igdn, branch, plus=shuffle(fused.conv(skip, x)))
+        (up, _), (skip, _) = self.subpel_conv, self.upsample
+        branch = fused.conv(self.conv, fused.subpel(up, x, activation="leaky_relu"))
+        return _normalise(self.igdn, branch, plus=fused.subpel(skip, x))
 
 
 def _normalise(gdn: compressai.GDN, x: Tensor, plus: Tensor) -> Tensor:
     """gdn(x) + plus."""
     x = x.to(gdn.beta.dtype)
+    if fused.on_gpu(x):
+        beta, gamma = _divisors(gdn)
+        x, plus = (t.permute(0, 2, 3, 1).contiguous() for t in (x, plus))
+        power = fused.linear(x.square(), gamma, beta)
+        return kernels.normalise(x, power, plus, inverse=gdn.inverse).permute(0, 3, 1, 2)
     if not fused.available(x):
         return gdn(x) + plus  # type: ignore[no-any-return]
     beta, gamma = gdn.beta_reparam(gdn.beta), gdn.gamma_reparam(gdn.gamma)
@@ -64,6 +91,15 @@ def _normalise(gdn: compressai.GDN, x: Tensor, plus: Tensor) -> Tensor:
             factor = power.sqrt_() if gdn.inverse else power.rsqrt_()
             torch.add(added[band], factor.mul_(item[band]), out=into[band])
     return out.permute(0, 3, 1, 2)
+
+
+def _divisors(gdn: compressai.GDN) -> tuple[Tensor, Tensor]:
+    """β and γ, from how they are stored; worked out once."""
+    state = (gdn.beta.data_ptr(), gdn.gamma.data_ptr())
+    if gdn.__dict__.get("_divisors", (None,))[0] != state:
+        with torch.inference_mode(False), torch.no_grad():
+            gdn.__dict__["_divisors"] = (state, gdn.beta_reparam(gdn.beta), gdn.gamma_reparam(gdn.gamma))
+    return cast("tuple[Tensor, Tensor]", gdn.__dict__["_divisors"][1:])
 
 
 class ResidualUnit(nn.Module):

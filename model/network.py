@@ -16,13 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
-from compressai.layers import conv3x3, subpel_conv3x3
+from compressai.layers import conv3x3
 from torch import Tensor, nn
 
 from model.blocks import MixedBlock, SliceAttention
 from model.config import TCMConfig
 from model.latents import code_slices, round_through
-from model.layers import ConvGELU, ResidualBlockUpsample, ResidualBlockWithStride
+from model.layers import ConvGELU, ResidualBlockUpsample, ResidualBlockWithStride, StridedConv, SubpelConv
 from model.rounding import choose_symbols
 from model.rounding import likelihood as written_likelihood
 
@@ -94,7 +94,7 @@ class TCM(nn.Module):
             return nn.Sequential(
                 ResidualBlockUpsample(c.hyper_channels, n2, 2),
                 *mixed(c.hyper_head_dim, c.hyper_window),
-                subpel_conv3x3(n2, c.M, 2),
+                SubpelConv(n2, c.M),
             )
 
         self.g_a = nn.Sequential(
@@ -104,7 +104,7 @@ class TCM(nn.Module):
             *mixed(c.head_dim[1], c.window),
             ResidualBlockWithStride(n2, n2, 2),
             *mixed(c.head_dim[2], c.window),
-            conv3x3(n2, c.M, stride=2),
+            StridedConv(n2, c.M),
         )
         self.g_s = nn.Sequential(
             ResidualBlockUpsample(c.M, n2, 2),
@@ -113,12 +113,12 @@ class TCM(nn.Module):
             *mixed(c.head_dim[4], c.window),
             ResidualBlockUpsample(n2, n2, 2),
             *mixed(c.head_dim[5], c.window),
-            subpel_conv3x3(n2, 3, 2),
+            SubpelConv(n2, 3),
         )
         self.h_a = nn.Sequential(
             ResidualBlockWithStride(c.M, n2, 2),
             *mixed(c.hyper_head_dim, c.hyper_window),
-            conv3x3(n2, c.hyper_channels, stride=2),
+            StridedConv(n2, c.hyper_channels),
         )
         self.h_mean_s = hyper_synthesis()
         self.h_scale_s = hyper_synthesis()

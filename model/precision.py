@@ -8,7 +8,8 @@ bfloat16 or float16 where the hardware has it, but for the places where that noi
 - the last layer of each: its output is rounded to integers (y, z) or to 8 bits (x̂), and bfloat16 has steps of 1 from
   128 on, and of 1/256 under 1;
 - the strided blocks of g_a and h_a, whose skips carry the signal itself: with them the embedded models lose more than
-  the 0.3 % of the bits that may be lost, with the mixed blocks alone far less (tests/model/test_codec.py).
+  the 0.3 % of the bits that may be lost, with the mixed blocks alone far less (tests/model/test_codec.py). On a GPU
+  their convolutions round their factors to 11 bits (TF32), an eighth of bfloat16's error, and sum in float32.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from model import fused
 from model.blocks import MixedBlock
 from model.layers import ResidualBlockUpsample
 from model.network import TCM
@@ -59,11 +61,18 @@ class Transforms:
     @classmethod
     def of(cls, net: TCM, dtype: torch.dtype) -> Transforms:
         """Those of a network, in channels-last memory; the network itself is left as it is in any other precision."""
+        if dtype != torch.float32:
+            for transform in (net.g_a, net.h_a, net.g_s):
+                fused.allow_tf32(transform)
         return cls(
             g_a=Lowered(net.g_a, dtype, MixedBlock),
             h_a=Lowered(net.h_a, dtype, MixedBlock),
             g_s=Lowered(net.g_s, dtype, nn.Module),
         )
+
+    def layers(self) -> list[nn.Module]:
+        """All layers as they are computed."""
+        return [*self.g_a.layers, *self.h_a.layers, *self.g_s.layers]
 
     def own_tensors(self) -> list[Tensor]:
         """Weights beside the network's."""

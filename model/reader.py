@@ -45,14 +45,15 @@ class Reader:
             f"{file.fingerprint} wrote it, {here.name!r} with weights {here.fingerprint} read it: {mismatch}"
         )
 
-    def guard(self, elements: int) -> NDArray[np.int32]:
-        """The ways of the groups of the next slice, of so many elements."""
+    def slice_symbols(self, sigmas: NDArray[np.float32]) -> NDArray[np.int32]:
+        """The symbols of the next slice, given the σ of each, flattened; its guard stands before them."""
         if self._decoder is not None:
             try:
-                return guard.read(self._decoder, elements)
+                ways = guard.read(self._decoder, len(sigmas))
+                return self._decoder.read_runs(len(sigmas), lambda run: guard.scale_indexes(sigmas, ways, run))
             except SymbolMismatch as mismatch:
                 self._fail(mismatch)
-        return np.zeros(1, np.int32)
+        return np.zeros(len(sigmas), np.int32)
 
     def symbols(self, indexes: NDArray[np.int16]) -> NDArray[np.int32]:
         """The next symbols."""

@@ -43,6 +43,13 @@ class Stages(dict[str, float]):
             self._inner[-1] += elapsed
             self.spans[name] = (self.spans.get(name, (start, end))[0], end)
 
+    def took(self, name: str, seconds: float) -> None:
+        """Add to a stage that was timed elsewhere and has just ended."""
+        end = time.perf_counter()
+        self[name] = self.get(name, 0.0) + seconds
+        self.spans[name] = (self.spans.get(name, (end - seconds, end))[0], end)
+        self._inner[-1] += seconds
+
     def add(self, name: str, start: float, end: float) -> None:
         """Put in a stage that was timed elsewhere."""
         self[name] = end - start

@@ -31,18 +31,21 @@ def decoded(codec: Codec, containers: Sequence[Container]) -> list[Decoded]:
     """Read files of one padded size together; fails where one cannot be read."""
     order: list[Reader] = []
     sums = []
-    read = Reader.symbols
 
-    def recorded(reader, indexes):
-        symbols = read(reader, indexes)
-        if not any(reader is known for known in order):
-            order.append(reader)
-            sums.append(hashlib.sha256())
-        place = next(i for i, known in enumerate(order) if known is reader)
-        sums[place].update(symbols.astype("<i4").tobytes())
-        return symbols
+    def recorded(read):
+        def reading(reader, given):
+            symbols = read(reader, given)
+            if not any(reader is known for known in order):
+                order.append(reader)
+                sums.append(hashlib.sha256())
+            place = next(i for i, known in enumerate(order) if known is reader)
+            sums[place].update(symbols.astype("<i4").tobytes())
+            return symbols
 
-    with mock.patch.object(Reader, "symbols", recorded):
+        return reading
+
+    parts = {name: recorded(getattr(Reader, name)) for name in ("symbols", "slice_symbols")}
+    with mock.patch.multiple(Reader, **parts):
         results = codec.synthesise(containers)
     for result in results:
         if isinstance(result, Exception):

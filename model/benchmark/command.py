@@ -73,25 +73,12 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _load(name: str, device: str, precision: str, zoo: Zoo) -> Codec:
-    import torch
-
-    from model.checkpoint import ModelInfo, Weights
+    from model.benchmark.untrained import untrained
     from model.codec import Codec
-    from model.config import SIZES
-    from model.devices import pick_device
-    from model.network import TCM
-    from model.tables import bottleneck_tables
 
-    if not name.startswith("untrained "):
-        return Codec.load(name, device, precision, zoo)
-    size = name.removeprefix("untrained ")
-    if size not in SIZES:
-        raise ValueError(f"{size!r} is no size: {', '.join(SIZES)}")
-    torch.manual_seed(0)
-    net = TCM(config=SIZES[size]).eval()
-    parameters = sum(p.numel() for p in net.parameters())
-    info = ModelInfo(name.replace(" ", "-"), 1.0, "mse", net.config, parameters, "00" * 6)
-    return Codec(Weights(info, net, bottleneck_tables(net.entropy_bottleneck)), pick_device(device), precision)
+    if name.startswith("untrained "):
+        return untrained(name.removeprefix("untrained "), device, precision)
+    return Codec.load(name, device, precision, zoo)
 
 
 def _print(speeds: list[Speed], peaks: dict[str, float]) -> None:
@@ -110,7 +97,7 @@ def _print(speeds: list[Speed], peaks: dict[str, float]) -> None:
     ):
         table.add_column(column, justify="left" if column in ("model", "precision") else "right", no_wrap=True)
     for s in speeds:
-        each, pixels = (s.batch / s.encode_s, s.batch / s.decode_s), s.width * s.height / 1e6
+        each, pixels = (s.encode_rate, s.decode_rate), s.width * s.height / 1e6
         table.add_row(
             s.model, s.precision, f"{s.width}x{s.height}", str(s.batch),
             f"{1000 * s.encode_s:.1f}", f"{1000 * s.decode_s:.1f}", f"{each[0]:.1f} / {each[1]:.1f}",

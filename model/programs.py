@@ -1,0 +1,235 @@
+"""What a device does between two looks of the host: run step by step, on a GPU from the second time on as CUDA graphs.
+
+A program is a generator. It is given a tensor and yields a `Pause` wherever a stage ends; where the pause has outputs,
+the host looks at them and sends the next tensor. On a GPU a few hundred kernels lie between two pauses, most of them
+shorter than it takes to launch one. So the second time that a program is given a shape it is recorded, pause by pause,
+and from then on replayed: one launch a pause. The first time it runs as it is, which also compiles and caches all that
+cannot be while recording.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model import fused
+from model.stages import Heartbeat, Stages, unwatched
+
+_KEPT = 64
+"""Recordings; each holds its graphs' nodes (a few MB), what it is given and what it gives."""
+_SEEN = 256
+_LARGEST = 4_000_000
+"""Pixels that are worth recording: larger work outlasts its launches."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """The end of a stage.
+
+    Attributes:
+        stage: what has been done.
+        outputs: what the host is to look at; without any, the program goes on by itself.
+    """
+
+    stage: str
+    outputs: tuple[Tensor, ...] = ()
+
+
+Steps = Generator[Pause, Tensor | None, None]
+Program = Callable[[Tensor, Heartbeat], Steps]
+"""(its first tensor, called between its steps) -> its pauses."""
+
+
+class Runner:
+    """Runs programs on one device, one at a time.
+
+    Args:
+        device: where.
+        record: whether to record them, if that is a GPU.
+    """
+
+    def __init__(self, device: torch.device, *, record: bool = True) -> None:
+        self.device = device
+        self._record = record and device.type == "cuda"
+        self._seen: OrderedDict[object, None] = OrderedDict()
+        self._recordings: OrderedDict[object, _Recording] = OrderedDict()
+        self._pool: Any = None  # of memory: recordings share it, since one runs at a time
+
+    def run(self, name: str, program: Program, pixels: int, stages: Stages, heartbeat: Heartbeat = unwatched) -> Run:
+        """Begin; `name` tells programs apart, and `pixels` says how much there is to do.
+
+        What a run gives, as far as it is still on the device, is lost when the next one begins.
+        """
+        may = self._record and pixels <= _LARGEST and fused.wanted()
+        return Run(self, name, program, stages, heartbeat, record=may)
+
+    def recording(self, name: str, program: Program, first: Tensor) -> _Recording | None:
+        """A recording for such a tensor, maybe a new one, from the second time on."""
+        key = (name, first.shape, first.dtype)
+        if key in self._recordings:
+            self._recordings.move_to_end(key)
+            return self._recordings[key]
+        if key not in self._seen:
+            self._seen[key] = None
+            if len(self._seen) > _SEEN:
+                self._seen.popitem(last=False)
+            return None
+        if len(self._recordings) >= _KEPT:
+            self._recordings.popitem(last=False)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        self._recordings[key] = _Recording(self.device, self._pool, program)
+        return self._recordings[key]
+
+    def give_up(self, recording: _Recording) -> None:
+        """Never again record what could not be recorded."""
+        self._recordings = OrderedDict((key, one) for key, one in self._recordings.items() if one is not recording)
+        self._record = False
+
+    def forget(self) -> None:
+        """Give back the memory of all recordings."""
+        self._recordings.clear()
+        self._pool = None
+
+    def on_host(self, tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
+        """Tensors as arrays; waits for the device once."""
+        if self.device.type != "cuda":
+            return [tensor.contiguous().numpy() for tensor in tensors]
+        copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+        for copy, tensor in zip(copies, tensors, strict=True):
+            copy.copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+        return [copy.numpy() for copy in copies]
+
+    def from_host(self, arrays: Sequence[NDArray[Any]]) -> Tensor:
+        """Arrays of one shape as one tensor, in memory that the device reads without the processor's help."""
+        shape = (len(arrays), *arrays[0].shape)
+        dtype = torch.from_numpy(arrays[0][:0]).dtype
+        whole = torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
+        np.stack(arrays, out=whole.numpy())
+        return whole
+
+
+class Run:
+    """One run of a program."""
+
+    def __init__(
+        self, runner: Runner, name: str, program: Program, stages: Stages, heartbeat: Heartbeat, *, record: bool
+    ) -> None:
+        self._runner, self._name, self._program, self._record = runner, name, program, record
+        self._stages, self._heartbeat = stages, heartbeat
+        self._recording: _Recording | None = None
+        self._steps: Steps | None = None
+        self._place = 0
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    def send(self, given: Tensor) -> tuple[Tensor, ...]:
+        """Give the program its next tensor; gives the outputs of the pause that has some, on the device."""
+        answer: Tensor | None = given
+        while True:
+            pause = self._timed(answer)
+            if pause.outputs:
+                return pause.outputs
+            answer = None
+
+    def look(self, outputs: Sequence[Tensor]) -> list[NDArray[Any]]:
+        """Outputs on the host."""
+        arrays = self._runner.on_host(outputs)
+        for stage, start, end in self._events:
+            self._stages.took(stage, start.elapsed_time(end) / 1000)
+        self._events = []
+        return arrays
+
+    def _timed(self, given: Tensor | None) -> Pause:
+        if self._runner.device.type != "cuda":
+            start = time.perf_counter()
+            pause = self._step(given)
+            self._stages.took(pause.stage, time.perf_counter() - start)
+            return pause
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        pause = self._step(given)
+        end.record()
+        self._events.append((pause.stage, begin, end))
+        return pause
+
+    def _step(self, given: Tensor | None) -> Pause:
+        if not self._place and given is not None and self._record:
+            self._recording = self._runner.recording(self._name, self._program, given)
+        self._place += 1
+        if self._recording is not None:
+            self._heartbeat()
+            try:
+                return self._recording.step(self._place - 1, given)
+            except Exception:
+                self._runner.give_up(self._recording)
+                raise
+        if given is not None:
+            given = given.to(self._runner.device, non_blocking=True)
+        if self._steps is None:
+            assert given is not None  # noqa: S101 - a program begins with a tensor
+            self._steps = self._program(given, self._heartbeat)
+            return next(self._steps)
+        return self._steps.send(given)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What was recorded up to one pause: the graph, where it reads what it is given, and the pause."""
+
+    graph: torch.cuda.CUDAGraph
+    given: Tensor | None
+    pause: Pause
+
+
+class _Recording:
+    """A program's graphs for one shape, recorded as far as it has ever come."""
+
+    def __init__(self, device: torch.device, pool: Any, program: Program) -> None:
+        self._device, self._pool, self._program = device, pool, program
+        self._generator: Steps | None = None
+        self._steps: list[_Step] = []
+
+    def step(self, place: int, given: Tensor | None) -> Pause:
+        """Do what lies before the pause at this place."""
+        if place == len(self._steps):
+            self._steps.append(self._record(given))
+        step = self._steps[place]
+        if step.given is not None and given is not None:
+            step.given.copy_(given, non_blocking=True)
+        step.graph.replay()
+        return step.pause
+
+    def _record(self, given: Tensor | None) -> _Step:
+        if given is not None:
+            given = torch.empty_like(given, device=self._device, pin_memory=False)
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self._device)
+        with torch.cuda.stream(_recording_stream(self._device)):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                pause = self._advance(given)
+            finally:
+                graph.capture_end()
+        return _Step(graph, given, pause)
+
+    def _advance(self, given: Tensor | None) -> Pause:
+        if self._generator is None:
+            assert given is not None  # noqa: S101 - a program begins with a tensor
+            self._generator = self._program(given, unwatched)
+            return next(self._generator)
+        return self._generator.send(given)
+
+
+@functools.cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
