@@ -187,7 +187,7 @@ def served(arguments: Sequence[str], no_codec: bool) -> Iterator[str]:
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [sys.executable, *program, "--port", "0", *arguments], stdout=log, cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         )  # fmt: skip
         try:
             yield _ready(process, log)

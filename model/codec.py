@@ -101,11 +101,11 @@ class Codec:
         return sum(t.numel() * t.element_size() for t in self._tensors())
 
     def warm_up(self, width: int, height: int) -> None:
-        """Code a grey picture of this size there and back, as often as it takes to be as fast as it will ever be.
+        """Code a grey picture of this size there and back, and again, to be as fast at the next as at any other.
 
         A GPU's kernels are compiled at the first picture, and recorded at the second one of a size.
         """
-        for _ in range(1 if self.device.type == "cpu" else 2):
+        for _ in range(2):
             grey = Picture(np.full((height, width, 3), 127, np.uint8))
             self.decode_container(read_container(self.encode_picture(grey)))
 
@@ -234,7 +234,13 @@ class Codec:
     def _to_device(self, pictures: Sequence[Picture]) -> Tensor:
         """(B, H, W, 3) in 0 … 255, padded by repeating the edge; still on the host."""
         width, height = self.padded(pictures[0].width, pictures[0].height)
-        return self._runner.from_host([_padded(picture.rgb, height, width) for picture in pictures])
+        given = self._runner.to_be_given((len(pictures), height, width, 3), torch.uint8)
+        for picture, into in zip(pictures, given.numpy(), strict=True):
+            h, w = picture.rgb.shape[:2]
+            into[:h, :w] = picture.rgb
+            into[:h, w:] = into[:h, w - 1 : w]
+            into[h:] = into[h - 1]
+        return given
 
     def _analysis(self, pixels: Tensor, heartbeat: Heartbeat) -> Steps:
         """The program that is given pixels (B, H, W, 3) and gives what `LatentCoder.analyses` takes."""
@@ -278,11 +284,6 @@ class Codec:
             except OutOfMemory:
                 self._runner.forget()  # what is recorded is the first that can be done without
                 raise
-
-
-def _padded(rgb: Pixels, height: int, width: int) -> Pixels:
-    below, right = height - rgb.shape[0], width - rgb.shape[1]
-    return np.pad(rgb, ((0, below), (0, right), (0, 0)), mode="edge") if below or right else rgb
 
 
 def _beating(transform: Callable[[Tensor], Tensor], heartbeat: Heartbeat) -> Callable[[Tensor], Tensor]:

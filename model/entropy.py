@@ -222,15 +222,17 @@ class Decoder:
         Raises:
             SymbolMismatch: the streams end before that.
         """
-        return self.read_runs(len(indexes), indexes.__getitem__)
+        symbols = np.empty(len(indexes), np.int32)
+        self.read_into(symbols, indexes.__getitem__)
+        return symbols
 
-    def read_runs(self, count: int, indexes: Callable[[slice], NDArray[np.int16]]) -> NDArray[np.int32]:
-        """The next `count` symbols; `indexes` gives the tables of a run, and is asked on the thread of its stream.
+    def read_into(self, symbols: NDArray[np.int32], indexes: Callable[[slice], NDArray[np.int16]]) -> None:
+        """As many symbols; `indexes` gives the tables of a run, and is asked on the thread of its stream.
 
         Raises:
             SymbolMismatch: the streams end before that.
         """
-        symbols = np.empty(count, np.int32)
+        count = len(symbols)
         streams = len(self._words)
         t, lut = self._coder.tables, self._coder._lut
 
@@ -243,7 +245,6 @@ class Decoder:
 
         if any(_each(one, range(streams), _streams if count >= _WORTH_A_THREAD else None)):
             raise SymbolMismatch("a stream ended before its symbols did")
-        return symbols
 
     def finish(self) -> None:
         """Check that everything was read and that the symbols are the writer's.

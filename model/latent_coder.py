@@ -200,17 +200,20 @@ class LatentCoder:
         streams = stream_count(in_z + c.slices * in_slice)
         readers = [Reader(self._coder, self._info, container, streams) for container in containers]
         z_tables = self._z_indexes((h // 4) * (w // 4))
+        given = runner.to_be_given((len(readers), in_z), torch.int32)
         with stages("entropy"):
-            z = [reader.symbols(z_tables).reshape(c.hyper_channels, h // 4, w // 4) for reader in readers]
+            for reader, row in zip(readers, given.numpy(), strict=True):
+                reader.z_symbols(z_tables, row)
         run = runner.run("read", program, len(readers) * h * w * STRIDE**2, stages, heartbeat)
-        outputs = run.send(runner.from_host(z))
+        outputs = run.send(given.view(len(readers), c.hyper_channels, h // 4, w // 4))
         for _ in range(c.slices):
             (sigmas,) = run.look(outputs)
+            given = runner.to_be_given((len(readers), in_slice), torch.int32)
             with stages("entropy"):
-                symbols = each(lambda read: read[0].slice_symbols(read[1]), list(zip(readers, sigmas, strict=True)))
+                each(lambda one: one[0].slice_symbols(*one[1:]), list(zip(readers, sigmas, given.numpy(), strict=True)))
             if all(reader.error for reader in readers):  # a hostile file costs no more than it must
                 return readers, self._medians.new_zeros(len(readers), c.M, h, w)
-            outputs = run.send(runner.from_host(symbols))
+            outputs = run.send(given)
         for reader in readers:
             reader.finish()
         return readers, outputs[0]

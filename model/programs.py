@@ -16,7 +16,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -110,13 +109,9 @@ class Runner:
         torch.cuda.current_stream(self.device).synchronize()
         return [copy.numpy() for copy in copies]
 
-    def from_host(self, arrays: Sequence[NDArray[Any]]) -> Tensor:
-        """Arrays of one shape as one tensor, in memory that the device reads without the processor's help."""
-        shape = (len(arrays), *arrays[0].shape)
-        dtype = torch.from_numpy(arrays[0][:0]).dtype
-        whole = torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
-        np.stack(arrays, out=whole.numpy())
-        return whole
+    def to_be_given(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor on the host to fill and send: in memory that the device reads without the processor's help."""
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=self.device.type == "cuda")
 
 
 class Run:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,24 +47,27 @@ class Reader:
             f"{file.fingerprint} wrote it, {here.name!r} with weights {here.fingerprint} read it: {mismatch}"
         )
 
-    def slice_symbols(self, sigmas: NDArray[np.float32]) -> NDArray[np.int32]:
-        """The symbols of the next slice, given the σ of each, flattened; its guard stands before them."""
+    def z_symbols(self, indexes: NDArray[np.int16], out: NDArray[np.int32]) -> None:
+        """The symbols of z, of these tables, into `out`."""
+        self._read(out, indexes.__getitem__)
+
+    def slice_symbols(self, sigmas: NDArray[np.float32], out: NDArray[np.int32]) -> None:
+        """The symbols of the next slice, given the σ of each, flattened, into `out`; its guard stands before them."""
         if self._decoder is not None:
             try:
                 ways = guard.read(self._decoder, len(sigmas))
-                return self._decoder.read_runs(len(sigmas), lambda run: guard.scale_indexes(sigmas, ways, run))
             except SymbolMismatch as mismatch:
                 self._fail(mismatch)
-        return np.zeros(len(sigmas), np.int32)
+        self._read(out, lambda run: guard.scale_indexes(sigmas, ways, run))
 
-    def symbols(self, indexes: NDArray[np.int16]) -> NDArray[np.int32]:
-        """The next symbols."""
+    def _read(self, out: NDArray[np.int32], indexes: Callable[[slice], NDArray[np.int16]]) -> None:
         if self._decoder is not None:
             try:
-                return self._decoder.read(indexes)
+                return self._decoder.read_into(out, indexes)
             except SymbolMismatch as mismatch:
                 self._fail(mismatch)
-        return np.zeros(len(indexes), np.int32)
+        out[:] = 0
+        return None
 
     def finish(self) -> None:
         """Check that everything was read and that the symbols are the writer's."""

@@ -33,7 +33,7 @@ from service.quota import Quota
 from service.reconstructions import Reconstructions
 from service.routes import bitstreams, decode, encode, image, metrics, models, page, probes, problems
 from service.scheduler import Scheduler
-from service.settings import Settings
+from service.settings import Settings, sizes
 from service.signing import SigningKeys
 from service.store.address import open_medium
 from service.store.store import Store
@@ -60,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     device = pick_device(settings.device)
     watchdog = Watchdog(settings.hang_seconds)
     admission = Admission(measured, max_items=settings.max_queue_items, max_pixels=settings.max_queue_pixels)
-    pool = Pool(str(device), settings.memory_budget, measured, watchdog)
+    pool = Pool(str(device), settings.memory_budget, measured, watchdog, sizes(settings.warm_up))
     scheduler = Scheduler(
         pool,
         measured,

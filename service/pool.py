@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -48,10 +49,19 @@ class Pool:
         memory_budget: bytes of weights; a model in use is never evicted, so that the budget may be passed for a while.
         metrics: where loads and evictions are counted.
         watchdog: notices a load that hangs.
+        warm_up: width and height of pictures that a model is made ready for when it is loaded onto a GPU.
     """
 
-    def __init__(self, device: str, memory_budget: int | None, metrics: Metrics, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        device: str,
+        memory_budget: int | None,
+        metrics: Metrics,
+        watchdog: Watchdog,
+        warm_up: Sequence[tuple[int, int]] = (),
+    ) -> None:
         self.device = device
+        self._warm_up = () if device == "cpu" else warm_up
         self._budget = memory_budget
         self._metrics, self._watchdog = metrics, watchdog
         self._residents: OrderedDict[str, Resident] = OrderedDict()  # the least recently used first
@@ -111,7 +121,10 @@ class Pool:
     def _load_watched(self, entry: ZooEntry) -> Codec:
         size = entry.info.parameters * _BYTES_A_PARAMETER
         with self._watchdog.watch(f"loading model {entry.name!r}", size / _SLOWEST_DISK):
-            return Codec.load(entry, self.device)
+            codec = Codec.load(entry, self.device)
+            for width, height in self._warm_up:
+                codec.warm_up(width, height)
+            return codec
 
     def _make_room(self, wanted: int = 0) -> None:
         """Evict idle models, the least recently used first, until `wanted` more bytes keep the budget."""

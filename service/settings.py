@@ -42,6 +42,16 @@ def _duration(value: object) -> object:
     return durations.parse(value) if isinstance(value, str) else value
 
 
+def _are_sizes(value: tuple[str, ...]) -> tuple[str, ...]:
+    for size in value:
+        width, _, height = size.partition("x")
+        if size != "none" and not (
+            width.isdecimal() and height.isdecimal() and 0 < int(width) * int(height) <= 1 << 24
+        ):
+            raise ValueError(f"{size!r} is no size: WIDTHxHEIGHT, or none")
+    return value
+
+
 def _are_signing_keys(value: SecretStr) -> SecretStr:
     SigningKeys(value.get_secret_value())
     return value
@@ -79,6 +89,12 @@ class Settings(BaseSettings):
         ("default",),
         description="Models to load and try before the service is ready: names separated by commas (or a JSON list), "
         "`default`, `all` or `none`. Others are loaded when first asked for.",
+    )
+    warm_up: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_are_sizes)] = Field(
+        ("768x512",),
+        description="Sizes, WIDTHxHEIGHT, that a model is made ready for when it is loaded onto a GPU, or `none`: its "
+        "kernels are compiled (seconds), and recorded for each size (a fraction of one, which else the second request "
+        "of a size takes). Nothing on a CPU.",
     )
     memory_budget: ByteSize | None = Field(
         None,
@@ -192,6 +208,11 @@ class Settings(BaseSettings):
             SystemExit: `--help` was given, and is printed.
         """
         return CliApp.run(cls, list(arguments))
+
+
+def sizes(words: Sequence[str]) -> list[tuple[int, int]]:
+    """(width, height) of each size that `warm_up` names."""
+    return [(int(width), int(height)) for width, _, height in (word.partition("x") for word in words if word != "none")]
 
 
 SECRETS = frozenset({"signing_keys"})

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from model import Codec, fused, kernels
 from model.attention import TransformerBlock
 from model.blocks import MixedBlock
 from model.container import read_container
-from model.errors import IncompatibleModel
+from model.devices import use_exact_arithmetic
+from model.errors import IncompatibleModel, OutOfMemory
 from model.layers import ResidualBlockUpsample, ResidualBlockWithStride, SubpelConv
 from model.pixels import from_pil
 
@@ -48,7 +52,7 @@ def close(found, wanted, dtype=torch.float32):
     """Up to what the precision rounds."""
     size = wanted.float().abs().max().item()
     error = (found.float() - wanted.float()).abs().max().item()
-    assert error <= size * (2e-6 if dtype == torch.float32 else 1e-2), f"{error} of {size}"
+    assert error <= size * (5e-6 if dtype == torch.float32 else 1e-2), f"{error} of {size}"
 
 
 def both_ways(layer, x):
@@ -62,14 +66,18 @@ def both_ways(layer, x):
 DTYPES = [torch.float32, torch.bfloat16]
 
 
+@pytest.fixture(autouse=True)
+def exact():
+    use_exact_arithmetic(torch.device("cuda"))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize(
-    ("dim", "head_dim", "window"), [(64, 8, 8), (64, 16, 8), (128, 32, 8), (96, 8, 8), (64, 32, 4)]
-)
-def test_a_transformer_block_is_the_same_in_kernels(dim, head_dim, window, shifted, dtype):
+@pytest.mark.parametrize("widths", [(64, 8, 8), (64, 16, 8), (128, 32, 8), (96, 8, 8), (64, 32, 4)])
+def test_a_transformer_block_is_the_same_in_kernels(widths, shifted, dtype):
     torch.manual_seed(0)
+    dim, head_dim, window = widths
     block = TransformerBlock(dim, head_dim, window, shifted=shifted).eval().to("cuda", dtype)
     nn.init.normal_(block.msa.relative_position_params)
     x = torch.randn(2, dim, 3 * window, 2 * window, device="cuda", dtype=dtype)
@@ -118,35 +126,29 @@ def on_gpu():
 
 @pytest.mark.gpu
 def test_a_recorded_program_does_what_it_did(on_gpu, photo):
-    """The first picture of a size runs as it is, the second is recorded, the third replayed; so are others."""
-    sizes = [(384, 256), (200, 100), (384, 256)]
-    for size in sizes:
-        picture = photo.resize(size)
-        files = [on_gpu.encode(picture) for _ in range(4)]
-        pictures = [np.asarray(on_gpu.decode(data)).astype(int) for data in files]
-        assert all(abs(len(data) - len(files[0])) < 16 for data in files)
-        assert max(np.abs(one - pictures[0]).mean() for one in pictures) < 0.3
-    assert on_gpu._runner._recordings
-    turned = photo.rotate(180)
+    """The first picture of a size runs as it is, the second is recorded, others are replayed: each reads like any."""
     once = Codec.load("tcm-xs-mse-0.013", "cpu")
-    for reader, writer in ((on_gpu, once), (once, on_gpu), (on_gpu, on_gpu)):
-        back, wanted = reader.decode(writer.encode(turned)), once.decode(once.encode(turned))
-        assert np.abs(np.asarray(back).astype(int) - np.asarray(wanted)).mean() < 0.6
-    assert on_gpu.retries == 0
+    for size in ((384, 256), (200, 100), (384, 256)):
+        for turn in (0, 180, 90, 270, 0):
+            picture = photo.rotate(turn).resize(size)
+            for data in (on_gpu.encode(picture), once.encode(picture)):
+                back, wanted = (np.asarray(codec.decode(data)).astype(int) for codec in (on_gpu, once))
+                assert np.abs(back - wanted).mean() < 0.5
+    assert on_gpu._runner._recordings
+    assert on_gpu.retries == once.retries == 0
 
 
 @pytest.mark.gpu
 def test_a_damaged_file_among_recorded_ones_fails_alone(on_gpu, photo):
-    pictures = [photo, photo.rotate(180), photo.transpose(0)]
-    files = [on_gpu.encode(picture) for picture in pictures]
-    other = read_container(Codec.load("tcm-xs-mse-0.05", "cuda").encode(photo))
-    sound = [read_container(data) for data in files]
+    pictures = [photo, photo.rotate(180), photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    sound = [read_container(on_gpu.encode(picture)) for picture in pictures]
+    other = dataclasses.replace(sound[0], fingerprint="0" * 12)
     for _ in range(3):
         alone = [on_gpu.synthesise([container])[0] for container in sound]
         found = on_gpu.synthesise([sound[0], other, *sound[1:]])
         assert isinstance(found[1], IncompatibleModel)
-        for one, container in zip(alone, [found[0], *found[2:]], strict=True):
-            assert np.abs(one.astype(int) - container).mean() < 0.3
+        for one, together in zip(alone, [found[0], *found[2:]], strict=True):
+            assert np.abs(one.astype(int) - together).mean() < 0.5
     assert isinstance(on_gpu.synthesise([other])[0], IncompatibleModel)
     assert isinstance(on_gpu.synthesise([sound[0]])[0], np.ndarray)
 
@@ -156,8 +158,6 @@ def test_the_gpu_costs_neither_bits_nor_quality(on_gpu, photographs):
     """Of half precision: 0.3 % and 0.02 dB at most, against float32 on the CPU."""
     exact = Codec.load("tcm-xs-mse-0.013", "cpu", "float32")
     bits, error = np.zeros(2), np.zeros(2)
-    from PIL import Image
-
     for path in photographs:
         image = Image.open(path).convert("RGB")
         for i, codec in enumerate((exact, on_gpu)):
@@ -171,8 +171,6 @@ def test_the_gpu_costs_neither_bits_nor_quality(on_gpu, photographs):
 
 @pytest.mark.gpu
 def test_memory_that_runs_out_is_a_named_error_and_passes(on_gpu, photo):
-    from model.errors import OutOfMemory
-
     before = on_gpu.encode(photo)
     taken = torch.empty(int(torch.cuda.mem_get_info()[0] * 0.98), dtype=torch.uint8, device="cuda")
     with pytest.raises(OutOfMemory):
