@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import partial
+from typing import TypeVar, cast
 
 import google_crc32c
 import numba
@@ -48,6 +49,20 @@ def stream_count(symbols: int) -> int:
 def _run(n: int, k: int, streams: int) -> slice:
     """The k-th of nearly equal runs of n elements."""
     return slice(n * k // streams, n * (k + 1) // streams)
+
+
+def _crc_tables() -> NDArray[np.uint32]:
+    """CRC-32C of a byte, of a byte and one, two or three zeros behind it: (4, 256), for four bytes a step."""
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = (table >> 1) ^ np.where(table & 1, np.uint32(0x82F63B78), np.uint32(0))
+    tables = [table]
+    for _ in range(3):
+        tables.append((tables[-1] >> 8) ^ table[tables[-1] & 0xFF])
+    return np.stack(tables)
+
+
+_CRC = _crc_tables()
 
 
 @numba.njit("Tuple((int64, uint64))(int32[::1], int16[::1], int32[::1], int32[::1], int32[::1], uint64, uint16[::1])",
@@ -105,8 +120,11 @@ def _encode(symbols, indexes, cdf, start, low, state, out):  # type: ignore[no-u
 @numba.njit("int64(uint16[::1], uint64[::1], int16[::1], int32[::1], int32[::1], int32[::1], int32[::1], int32[::1])",
             nogil=True, cache=True)  # fmt: skip
 def _decode(words, registers, indexes, cdf, start, low, lut, out):  # type: ignore[no-untyped-def]  # numba infers
-    """Read `len(indexes)` symbols into `out`; `registers` keeps state and place between calls. 0, or what is wrong."""
-    state, place = registers[0], np.int64(registers[1])
+    """Read `len(indexes)` symbols into `out`; `registers` keeps state, place and checksum between calls.
+
+    0, or what is wrong.
+    """
+    state, place, checksum = registers[0], np.int64(registers[1]), np.uint32(registers[2])
     mask = np.uint64(TOTAL - 1)
     for i in range(len(indexes)):
         table = indexes[i]
@@ -147,8 +165,16 @@ def _decode(words, registers, indexes, cdf, start, low, lut, out):  # type: igno
             interval = -((excess + 1) >> 1) if excess & 1 else escape + (excess >> 1)
             if interval + low[table] >= SYMBOL_LIMIT or interval + low[table] <= -SYMBOL_LIMIT:
                 return _BAD_ESCAPE
-        out[i] = np.int32(interval + low[table])
-    registers[0], registers[1] = state, np.uint64(place)
+        symbol = np.int32(interval + low[table])
+        out[i] = symbol
+        mixed = checksum ^ np.uint32(symbol)  # four bytes at once, beside the decoding, which waits for itself
+        checksum = (
+            _CRC[3, mixed & np.uint32(0xFF)]
+            ^ _CRC[2, (mixed >> np.uint32(8)) & np.uint32(0xFF)]
+            ^ _CRC[1, (mixed >> np.uint32(16)) & np.uint32(0xFF)]
+            ^ _CRC[0, mixed >> np.uint32(24)]
+        )
+    registers[0], registers[1], registers[2] = state, np.uint64(place), np.uint64(checksum)
     return 0
 
 
@@ -175,7 +201,7 @@ class Coder:
             indexes = np.concatenate([t[_run(len(t), k, streams)] for _, t in parts])
             return self._encode_stream(symbols, indexes)
 
-        return _join(_each(one, range(streams), _streams))
+        return _join(each(one, range(streams)))
 
     def _encode_stream(self, symbols: NDArray[np.int32], indexes: NDArray[np.int16]) -> bytes:
         if len(symbols) and (symbols.max() >= SYMBOL_LIMIT or symbols.min() <= -SYMBOL_LIMIT):
@@ -206,7 +232,6 @@ class Decoder:
         self._coder = coder
         self._words: list[NDArray[np.uint16]] = []
         self._registers: list[NDArray[np.uint64]] = []
-        self._checksums = [0] * len(streams)
         for stream in streams:
             if len(stream) < 2 * _STATE_WORDS or len(stream) % 2:
                 raise SymbolMismatch("a stream is too short")
@@ -214,7 +239,7 @@ class Decoder:
             if state < LOWER:
                 raise SymbolMismatch("a stream starts with a state that no writer makes")
             self._words.append(np.frombuffer(stream, "<u2", offset=2 * _STATE_WORDS).astype(np.uint16))
-            self._registers.append(np.array([state, 0], np.uint64))
+            self._registers.append(np.array([state, 0, 0xFFFFFFFF], np.uint64))
 
     def read(self, indexes: NDArray[np.int16]) -> NDArray[np.int32]:
         """The next `len(indexes)` symbols.
@@ -223,28 +248,28 @@ class Decoder:
             SymbolMismatch: the streams end before that.
         """
         symbols = np.empty(len(indexes), np.int32)
-        self.read_into(symbols, indexes.__getitem__)
+        jobs = self.jobs(symbols, indexes.__getitem__)
+        if not all(each(_call, jobs) if len(symbols) >= _WORTH_A_THREAD else map(_call, jobs)):
+            raise SymbolMismatch("a stream ended before its symbols did")
         return symbols
 
-    def read_into(self, symbols: NDArray[np.int32], indexes: Callable[[slice], NDArray[np.int16]]) -> None:
-        """As many symbols; `indexes` gives the tables of a run, and is asked on the thread of its stream.
+    def jobs(
+        self, symbols: NDArray[np.int32], indexes: Callable[[slice], NDArray[np.int16]]
+    ) -> list[Callable[[], bool]]:
+        """The next symbols in parts that any thread may do, all before the next ones: each says whether it succeeded.
 
-        Raises:
-            SymbolMismatch: the streams end before that.
+        Args:
+            symbols: where they go.
+            indexes: gives the tables of a run of them.
         """
-        count = len(symbols)
-        streams = len(self._words)
-        t, lut = self._coder.tables, self._coder._lut
+        t, lut, streams = self._coder.tables, self._coder._lut, len(self._words)
 
-        def one(k: int) -> int:
-            run = _run(count, k, streams)
-            out = symbols[run]
-            status = _decode(self._words[k], self._registers[k], indexes(run), t.cdf, t.start, t.low, lut, out)
-            self._checksums[k] = google_crc32c.extend(self._checksums[k], out.astype("<i4", copy=False).tobytes())
-            return int(status)
+        def job(k: int, run: slice) -> bool:
+            words, registers, out = self._words[k], self._registers[k], symbols[run]
+            return int(_decode(words, registers, indexes(run), t.cdf, t.start, t.low, lut, out)) == 0
 
-        if any(_each(one, range(streams), _streams if count >= _WORTH_A_THREAD else None)):
-            raise SymbolMismatch("a stream ended before its symbols did")
+        runs = [_run(len(symbols), k, streams) for k in range(streams)]
+        return [partial(job, k, run) for k, run in enumerate(runs) if run.start < run.stop]
 
     def finish(self) -> None:
         """Check that everything was read and that the symbols are the writer's.
@@ -252,8 +277,8 @@ class Decoder:
         Raises:
             SymbolMismatch: they are not.
         """
-        for words, (state, place), checksum in zip(self._words, self._registers, self._checksums, strict=True):
-            if int(place) != len(words) or int(state) != LOWER + checksum:
+        for words, (state, place, checksum) in zip(self._words, self._registers, strict=True):
+            if int(place) != len(words) or int(state) != LOWER + (int(checksum) ^ 0xFFFFFFFF):
                 raise SymbolMismatch("the symbols are not those that were written")
 
 
@@ -286,14 +311,24 @@ def _lookup(tables: Tables) -> NDArray[np.int32]:
     return lookup
 
 
-_streams = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="streams")
-_parts = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="parts")  # each may wait for streams
+_CORES = os.cpu_count() or 1
+_threads = ThreadPoolExecutor(_CORES, thread_name_prefix="entropy")
 
 
 def each(work: Callable[[_S], _T], items: Sequence[_S]) -> list[_T]:
-    """The work on each slice or file, on several threads where there are several."""
-    return _each(work, items, _parts)
+    """The work on each item, shared out among the cores where there are several; must not be called by such work."""
+    shares = min(_CORES, len(items))
+    if shares < 2:
+        return [work(item) for item in items]
+
+    def some(share: int) -> list[_T]:
+        return [work(item) for item in items[share::shares]]
+
+    done: list[_T | None] = [None] * len(items)
+    for share, results in enumerate(_threads.map(some, range(shares))):
+        done[share::shares] = results
+    return cast("list[_T]", done)
 
 
-def _each(work: Callable[[_S], _T], items: Sequence[_S], threads: ThreadPoolExecutor | None) -> list[_T]:
-    return list(map(work, items) if threads is None or len(items) == 1 else threads.map(work, items))
+def _call(job: Callable[[], _T]) -> _T:
+    return job()

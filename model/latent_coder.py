@@ -24,7 +24,7 @@ from model.folded import FoldedTransform, fold
 from model.latents import SharedPath, SlicePass
 from model.network import TCM
 from model.programs import Pause, Program, Runner, Steps
-from model.reader import Reader
+from model.reader import Reader, read_slice
 from model.rounding import choose_symbols
 from model.stages import Heartbeat, Stages, unwatched
 from model.tables import Tables, gaussian_tables, guard_tables
@@ -203,14 +203,16 @@ class LatentCoder:
         given = runner.to_be_given((len(readers), in_z), torch.int32)
         with stages("entropy"):
             for reader, row in zip(readers, given.numpy(), strict=True):
-                reader.z_symbols(z_tables, row)
+                row[:] = reader.z_symbols(z_tables)
         run = runner.run("read", program, len(readers) * h * w * STRIDE**2, stages, heartbeat)
         outputs = run.send(given.view(len(readers), c.hyper_channels, h // 4, w // 4))
         for _ in range(c.slices):
+            with stages("entropy"):  # while the device is busy
+                ways = [reader.guard(in_slice) for reader in readers]
             (sigmas,) = run.look(outputs)
             given = runner.to_be_given((len(readers), in_slice), torch.int32)
             with stages("entropy"):
-                each(lambda one: one[0].slice_symbols(*one[1:]), list(zip(readers, sigmas, given.numpy(), strict=True)))
+                read_slice(readers, list(sigmas), ways, list(given.numpy()))
             if all(reader.error for reader in readers):  # a hostile file costs no more than it must
                 return readers, self._medians.new_zeros(len(readers), c.M, h, w)
             outputs = run.send(given)

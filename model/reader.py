@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from model import guard
 from model.checkpoint import ModelInfo
 from model.container import Container
-from model.entropy import Coder, Decoder, SymbolMismatch
+from model.entropy import Coder, Decoder, SymbolMismatch, each
 from model.errors import IncompatibleModel
 
 
@@ -47,27 +47,38 @@ class Reader:
             f"{file.fingerprint} wrote it, {here.name!r} with weights {here.fingerprint} read it: {mismatch}"
         )
 
-    def z_symbols(self, indexes: NDArray[np.int16], out: NDArray[np.int32]) -> None:
-        """The symbols of z, of these tables, into `out`."""
-        self._read(out, indexes.__getitem__)
-
-    def slice_symbols(self, sigmas: NDArray[np.float32], out: NDArray[np.int32]) -> None:
-        """The symbols of the next slice, given the σ of each, flattened, into `out`; its guard stands before them."""
+    def z_symbols(self, indexes: NDArray[np.int16]) -> NDArray[np.int32]:
+        """The symbols of z, of these tables."""
         if self._decoder is not None:
             try:
-                ways = guard.read(self._decoder, len(sigmas))
+                return self._decoder.read(indexes)
             except SymbolMismatch as mismatch:
                 self._fail(mismatch)
-        self._read(out, lambda run: guard.scale_indexes(sigmas, ways, run))
+        return np.zeros(len(indexes), np.int32)
 
-    def _read(self, out: NDArray[np.int32], indexes: Callable[[slice], NDArray[np.int16]]) -> None:
+    def guard(self, elements: int) -> NDArray[np.int32]:
+        """The ways of the groups of the next slice, of so many elements: before its symbols."""
         if self._decoder is not None:
             try:
-                return self._decoder.read_into(out, indexes)
+                return guard.read(self._decoder, elements)
             except SymbolMismatch as mismatch:
                 self._fail(mismatch)
-        out[:] = 0
-        return None
+        return np.zeros(1, np.int32)
+
+    def jobs(
+        self, sigmas: NDArray[np.float32], ways: NDArray[np.int32], out: NDArray[np.int32]
+    ) -> list[Callable[[], bool]]:
+        """The symbols of a slice into `out`, in parts that any thread may do (`Decoder.jobs`); then `done`."""
+        if self._decoder is None:
+            return []
+        return self._decoder.jobs(out, lambda run: guard.scale_indexes(sigmas, ways, run))
+
+    def done(self, succeeded: Sequence[bool], out: NDArray[np.int32]) -> None:
+        """What came of the jobs of a slice."""
+        if not all(succeeded):
+            self._fail(SymbolMismatch("a stream ended before its symbols did"))
+        if self._decoder is None:
+            out[:] = 0
 
     def finish(self) -> None:
         """Check that everything was read and that the symbols are the writer's."""
@@ -76,3 +87,17 @@ class Reader:
                 self._decoder.finish()
             except SymbolMismatch as mismatch:
                 self._fail(mismatch)
+
+
+def read_slice(
+    readers: Sequence[Reader],
+    sigmas: Sequence[NDArray[np.float32]],
+    ways: Sequence[NDArray[np.int32]],
+    out: Sequence[NDArray[np.int32]],
+) -> None:
+    """The symbols of one slice of all files, given the σ of each, flattened, and the ways of their groups."""
+    files = zip(readers, sigmas, ways, out, strict=True)
+    jobs = [reader.jobs(sigma, way, symbols) for reader, sigma, way, symbols in files]
+    results = iter(each(lambda job: job(), [job for of_file in jobs for job in of_file]))
+    for reader, of_file, symbols in zip(readers, jobs, out, strict=True):
+        reader.done([next(results) for _ in of_file], symbols)

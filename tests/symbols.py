@@ -32,19 +32,25 @@ def decoded(codec: Codec, containers: Sequence[Container]) -> list[Decoded]:
     order: list[Reader] = []
     sums = []
 
-    def recorded(read):
-        def reading(reader, given, out):
-            read(reader, given, out)
-            if not any(reader is known for known in order):
-                order.append(reader)
-                sums.append(hashlib.sha256())
-            place = next(i for i, known in enumerate(order) if known is reader)
-            sums[place].update(out.astype("<i4").tobytes())
+    def note(reader, symbols):
+        if not any(reader is known for known in order):
+            order.append(reader)
+            sums.append(hashlib.sha256())
+        place = next(i for i, known in enumerate(order) if known is reader)
+        sums[place].update(symbols.astype("<i4").tobytes())
 
-        return reading
+    z_symbols, done = Reader.z_symbols, Reader.done
 
-    parts = {name: recorded(getattr(Reader, name)) for name in ("z_symbols", "slice_symbols")}
-    with mock.patch.multiple(Reader, **parts):
+    def noted_z(reader, indexes):
+        symbols = z_symbols(reader, indexes)
+        note(reader, symbols)
+        return symbols
+
+    def noted(reader, succeeded, out):
+        done(reader, succeeded, out)
+        note(reader, out)
+
+    with mock.patch.multiple(Reader, z_symbols=noted_z, done=noted):
         results = codec.synthesise(containers)
     for result in results:
         if isinstance(result, Exception):
