@@ -58,13 +58,6 @@ _LARGE, _SLOWER = 64.0, 1 / 8  # σ beyond this, which no photograph has but bla
 _LARGE_Z = 7  # symbols of z beyond this, which only noise and patterns have, make D of the first slice larger
 _CROWDED = 8.0  # elements in the way that a group may expect: one way in 3000 is then free
 
-_step = np.searchsorted(ALPHABETS, np.arange(SCALE_LEVELS - 1), side="right") - 1
-_STEP_OF = _step.astype(np.int16)
-"""The step between scale i and the next."""
-_FROM = ALPHABETS[_step].astype(np.float64)
-_WIDTH = np.diff(ALPHABETS).astype(np.float64)[_step]
-"""Of the step of interval i: the scale below it, and how far the one above is, in steps of the table."""
-
 
 def forgiven(before: NDArray[np.float32]) -> float:
     """D of a slice, given the σ of the one before: its own may differ by D·(1 + σ) between two machines."""
@@ -107,29 +100,31 @@ _FIRST_CELL = int(np.float32(SCALE_MIN).view(np.uint32)) >> _CELL
 _cells = np.arange(_FIRST_CELL, (int(np.float32(SCALE_MAX).view(np.uint32)) >> _CELL) + 1, dtype=np.uint32) << _CELL
 _STEP_OF_CELL = np.clip(np.searchsorted(_LOWER, _cells.view(np.float32), side="right") - 1, 0, _STEPS - 1)
 """The step that each cell begins in."""
+_begin = _cells.view(np.float32).astype(np.float64)
+_INVERSE_OF_CELL, _ABOVE_OF_CELL = 1 / _begin, (np.log(_begin) - _LOG_MIN) / LOG_STEP
+_PLACES_OF_STEP = 256 / np.diff(ALPHABETS).astype(np.float64)
+"""Places that the distance between two scales of the table holds, in each step."""
 
 
-@numba.njit("int16[::1](float32[::1], uint32[::1], int32[::1], int64, int16[::1], int64[::1], float64[::1], "
-            "float64[:, ::1])",
-            nogil=True, cache=True)  # fmt: skip
-def _indexes(scales, bits, ways, g, alphabets, step_of_cell, lower, thresholds):  # type: ignore[no-untyped-def]
+@numba.njit("int16[::1](float32[::1], uint32[::1], int32[::1], int64)", nogil=True, cache=True)
+def _indexes(scales, bits, ways, g):  # type: ignore[no-untyped-def]
     out = np.empty(len(scales), np.int16)
-    groups, steps = len(ways), len(alphabets) - 1
-    at = np.empty((groups, steps), np.float64)
+    groups = len(ways)
+    at = np.empty((groups, _STEPS), np.float64)
     for i in range(groups):
-        for k in range(steps):
-            at[i, k] = thresholds[k, place(ways[i], k)]
+        for k in range(_STEPS):
+            at[i, k] = _THRESHOLDS[k, place(ways[i], k)]
     for e in range(len(scales)):
         sigma = np.float64(scales[e])
         if not scales[e] > np.float32(SCALE_MIN):
-            out[e] = alphabets[0]
+            out[e] = ALPHABETS[0]
         elif scales[e] >= np.float32(SCALE_MAX):
-            out[e] = alphabets[steps]
+            out[e] = ALPHABETS[_STEPS]
         else:
-            k = step_of_cell[(bits[e] >> np.uint32(_CELL)) - np.uint32(_FIRST_CELL)]
-            if k + 1 < steps and sigma >= lower[k + 1]:
+            k = _STEP_OF_CELL[(bits[e] >> np.uint32(_CELL)) - np.uint32(_FIRST_CELL)]
+            if k + 1 < _STEPS and sigma >= _LOWER[k + 1]:
                 k += 1
-            out[e] = alphabets[k + (sigma > at[g, k])]
+            out[e] = ALPHABETS[k + (sigma > at[g, k])]
         g = 0 if g == groups - 1 else g + 1
     return out
 
@@ -141,17 +136,13 @@ def scale_indexes(scales: NDArray[np.float32], ways: NDArray[np.int32], run: sli
     """
     first = 0 if run is None else run.start
     part = np.ascontiguousarray(scales if run is None else scales[run])
-    found: NDArray[np.int16] = _indexes(
-        part, part.view(np.uint32), ways, first % len(ways), ALPHABETS, _STEP_OF_CELL, _LOWER, _THRESHOLDS
-    )
+    found: NDArray[np.int16] = _indexes(part, part.view(np.uint32), ways, first % len(ways))
     return found
 
 
-@numba.njit("Tuple((int64[::1], int16[::1], uint64[::1], int64))"
-            "(float32[::1], uint32[::1], float64, int16[::1], float64[::1], float64[::1], int64[::1], float64[::1], "
-            "float64[:, ::1])",
+@numba.njit("Tuple((int64[::1], int16[::1], uint64[::1], int64))(float32[::1], uint32[::1], float64)",
             nogil=True, cache=True)  # fmt: skip
-def _in_the_way(scales, bits, drift, step_of, origin, width, step_of_cell, lower, thresholds):  # type: ignore[no-untyped-def]
+def _in_the_way(scales, bits, drift):  # type: ignore[no-untyped-def]
     """The elements in the way of a step at some place: the element, the step, a bit for each place; all their bits."""
     elements = np.empty(len(scales), np.int64)
     steps = np.empty(len(scales), np.int16)
@@ -161,23 +152,23 @@ def _in_the_way(scales, bits, drift, step_of, origin, width, step_of_cell, lower
         if not (scales[e] > np.float32(SCALE_MIN) and scales[e] < np.float32(SCALE_MAX)):
             continue
         sigma = np.float64(scales[e])
-        k = step_of_cell[(bits[e] >> np.uint32(_CELL)) - np.uint32(_FIRST_CELL)]
-        if k + 1 < len(thresholds) and sigma >= lower[k + 1]:
+        cell = (bits[e] >> np.uint32(_CELL)) - np.uint32(_FIRST_CELL)
+        k = _STEP_OF_CELL[cell]
+        if k + 1 < _STEPS and sigma >= _LOWER[k + 1]:
             k += 1
-        apart = 1.06 * (drift * (1 + 1 / sigma) + _ROUNDING)  # most are far from every place, which needs no logarithm
-        if apart < 0.1 and (
-            sigma * (1 - apart) > thresholds[k, PLACES - 1] * (1 + 1e-9)
-            or sigma * (1 + apart) < thresholds[k, 0] * (1 - 1e-9)
-        ):
+        # most are far from every place: that shows without a division or a logarithm, to a thousandth of a place
+        inverse = _INVERSE_OF_CELL[cell]
+        x = sigma * inverse - 1
+        near = (_ABOVE_OF_CELL[cell] + x * (1 - x * (0.5 - x / 3)) / LOG_STEP - ALPHABETS[k]) * _PLACES_OF_STEP[k] - 97
+        reach = (drift * (1 + inverse) + _ROUNDING) / LOG_STEP * _PLACES_OF_STEP[k] + 1e-3
+        if max(math.ceil(near - reach), 0) > min(math.floor(near + reach), PLACES - 1):
             continue
-        above = (math.log(sigma) - _LOG_MIN) / LOG_STEP
-        i = min(max(int(above), 0), len(step_of) - 1)
-        centre = (above - origin[i]) / width[i] * 256 - 97
-        tolerance = (drift * (1 + 1 / sigma) + _ROUNDING) / LOG_STEP / width[i] * 256
+        centre = ((math.log(sigma) - _LOG_MIN) / LOG_STEP - ALPHABETS[k]) * _PLACES_OF_STEP[k] - 97
+        tolerance = (drift * (1 + 1 / sigma) + _ROUNDING) / LOG_STEP * _PLACES_OF_STEP[k]
         first, last = max(math.ceil(centre - tolerance), 0), min(math.floor(centre + tolerance), PLACES - 1)
         if first > last:
             continue
-        elements[count], steps[count] = e, step_of[i]
+        elements[count], steps[count] = e, k
         # bits first … last
         blocked[count] = (~np.uint64(0) >> np.uint64(63 - (last - first))) << np.uint64(first)
         places += last - first + 1
@@ -236,9 +227,7 @@ def choose(scales: NDArray[np.float32], drift: float | None = None) -> NDArray[n
     """
     drift = forgiven(scales) if drift is None else drift
     scales = np.ascontiguousarray(scales)
-    elements, steps, blocked, places = _in_the_way(
-        scales, scales.view(np.uint32), drift, _STEP_OF, _FROM, _WIDTH, _STEP_OF_CELL, _LOWER, _THRESHOLDS
-    )
+    elements, steps, blocked, places = _in_the_way(scales, scales.view(np.uint32), drift)
     expected = places / PLACES
     groups = max(1, math.ceil(expected / _CROWDED))
     while groups <= most_groups(len(scales)):
