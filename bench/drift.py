@@ -1,6 +1,6 @@
 """How far σ drifts between ways of computing it, how much of that the guard forgives, and what it costs.
 
-python bench/drift.py PHOTOGRAPHS --count 8 [--write]
+python bench/drift.py PHOTOGRAPHS --count 8 [--write] [--alone]
 
 Every embedded model computes the σ of the same symbols with several thread counts, batch sizes, memory layouts and
 attention kernels, in float32 and float64, in processes held to smaller instruction sets, and on a GPU where there is
@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("photographs", type=Path, nargs="?", help="a folder of PNG or JPEG files")
     parser.add_argument("--count", type=int, default=8, help="photographs, spread over the folder (default 8)")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/drift.md")
+    parser.add_argument("--alone", action="store_true", help="without the processes held to smaller instruction sets")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
@@ -205,7 +206,7 @@ def main() -> None:
     machine = " and ".join(describe(torch.device(device)) for device in all_devices())
     with contextlib.ExitStack() as stack:
         older = {}
-        for name, environment in CPUS.items():
+        for name, environment in ({} if options.alone else CPUS).items():
             older[name] = Older(environment, stack.enter_context(tempfile.TemporaryDirectory()))
             stack.callback(older[name].stop)
         progress = stack.enter_context(Progress(console=Console(stderr=True)))

@@ -225,8 +225,12 @@ def test_weights_that_explode_are_named(tmp_path, photo):
 @pytest.mark.gpu
 def test_the_gpu_reads_what_the_cpu_wrote_and_the_reverse(photo):
     cpu, gpu = Codec.load("tcm-xs-mse-0.013", "cpu"), Codec.load("tcm-xs-mse-0.013", "cuda")
-    for writer, reader in ((cpu, gpu), (gpu, cpu), (gpu, gpu)):
-        assert psnr(reader.decode(writer.encode(photo)), cpu.decode(cpu.encode(photo))) > 45
+    by_cpu, by_gpu = cpu.encode(photo), gpu.encode(photo)
+    for data in (by_cpu, by_gpu):
+        assert psnr(gpu.decode(data), cpu.decode(data)) > 50
+    # the rate decides about many symbols, and turns with the last digits of y: another file, as good
+    assert abs(psnr(cpu.decode(by_gpu), photo) - psnr(cpu.decode(by_cpu), photo)) < 0.05
+    assert abs(len(by_gpu) / len(by_cpu) - 1) < 0.005
 
 
 def test_work_can_be_given_up_between_its_steps(tiny_file, photo):
