@@ -57,8 +57,11 @@ def bench(
                     peaks[kind] = matrix_peak(where, codec.dtype)
                 for width, height in sizes:
                     for count in batch or [1]:
-                        speeds.append(measure(codec, width, height, count, seconds))
-                        stderr.print(f"  {name}, {kind}, {width}x{height}, batch {count}: done")
+                        found = measure(codec, width, height, count, seconds)
+                        speeds.append(found)
+                        times = f"{1000 * found.encode_s:.1f} and {1000 * found.decode_s:.1f} ms"
+                        rates = f"{found.encode_rate:.1f} and {found.decode_rate:.1f} images/s"
+                        stderr.print(f"  {name}, {kind}, {width}x{height}, batch {count}: {times}, {rates}")
         _print(speeds, peaks)
         if json_out:
             rows = [{**dataclasses.asdict(s), "part_of_peak": s.flop_rate / peaks[s.precision]} for s in speeds]

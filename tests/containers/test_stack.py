@@ -66,6 +66,11 @@ def test_a_replica_may_do_nothing_but_serve(stack: Stack) -> None:
     assert list(joined) == [f"{PROJECT}_inside"]
 
 
+def test_memory_comes_from_jemalloc(stack: Stack) -> None:
+    """A library that the loader does not find it leaves out with no more than a warning."""
+    assert int(stack.run("tcm-1", "sh", "-c", "grep -c libjemalloc /proc/1/maps")) > 0
+
+
 def test_what_one_replica_writes_the_other_reads(stack: Stack, photographs: list[bytes]) -> None:
     seen = set()
     for turn, photograph in enumerate(photographs[:6]):

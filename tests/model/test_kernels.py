@@ -172,9 +172,11 @@ def test_the_gpu_costs_neither_bits_nor_quality(on_gpu, photographs):
 @pytest.mark.gpu
 def test_memory_that_runs_out_is_a_named_error_and_passes(on_gpu, photo):
     before = on_gpu.encode(photo)
-    taken = torch.empty(int(torch.cuda.mem_get_info()[0] * 0.98), dtype=torch.uint8, device="cuda")
-    with pytest.raises(OutOfMemory):
-        on_gpu.analyse([from_pil(photo.resize((2048, 2048)))] * 8)
-    del taken
     torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.01)
+    try:
+        with pytest.raises(OutOfMemory):
+            on_gpu.analyse([from_pil(photo.resize((2048, 2048)))] * 8)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
     assert abs(len(on_gpu.encode(photo)) - len(before)) < 16
