@@ -134,7 +134,7 @@ def test_bitstreams_that_wait_are_decoded_together(server: Server, large: bytes,
     assert seen == Batches(count=2, items=9, pixels=2304 * 1536 + 8 * PIXELS, g_a=1, g_s=1)
     for answer, single in zip(answers, alone, strict=True):
         assert list(stages_of(answer)) == [
-            "read_bitstream", "model", "queue", "slices", "entropy", "g_s", "write_image"
+            "read_bitstream", "model", "queue", "entropy", "slices", "g_s", "write_image"
         ]  # fmt: skip
         assert_same_picture(answer, single)
 
