@@ -9,14 +9,13 @@ nothing to its neighbours.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -25,14 +24,16 @@ from model.attention import TransformerBlock
 from model.blocks import SliceAttention
 from model.checkpoint import ModelInfo, Weights, load
 from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
-from model.devices import memory_errors, pick_device, use_exact_arithmetic
+from model.devices import current, lock_of, memory_errors, pick_device, use_exact_arithmetic
 from model.errors import IncompatibleModel, OutOfMemory
 from model.latent_coder import Analysis, LatentCoder
 from model.pixels import Picture, Pixels, decode_alpha, encode_alpha, from_pil, to_pil
 from model.precision import Transforms, pick_precision
-from model.programs import Pause, Runner, Steps
+from model.programs import Pause, Runner, Steps, forget_all
 from model.stages import Heartbeat, Stages, unwatched
 from model.zoo import Zoo, ZooEntry
+
+_T = TypeVar("_T")
 
 
 class Codec:
@@ -55,12 +56,13 @@ class Codec:
         self.tiling = tiling or tiles.Tiling()
         for attention in (*weights.net.atten_mean, *weights.net.atten_scale):
             cast("SliceAttention", attention[0]).drop_shut()  # before it takes the device's memory
-        self.net = weights.net.to(device).eval().requires_grad_(False)
         self.dtype = pick_precision(precision, device)
-        self._transforms = Transforms.of(self.net, self.dtype)
-        self._latents = LatentCoder(self.net, self.info, weights.z_tables, device)
-        self._runner = Runner(device, record=self._can_be_recorded())
-        self._lock = threading.Lock()
+        self._lock = lock_of(device)
+        with self._lock, current(device):
+            self.net = weights.net.to(device).eval().requires_grad_(False)
+            self._transforms = Transforms.of(self.net, self.dtype)
+            self._latents = LatentCoder(self.net, self.info, weights.z_tables, device)
+            self._runner = Runner(device, record=self._can_be_recorded())
 
     @classmethod
     def load(
@@ -130,7 +132,7 @@ class Codec:
 
     def _can_be_recorded(self) -> bool:
         """Whether its programs read nothing that may be gone when they are replayed: no attention masks by shape."""
-        if self.device.type != "cuda" or not kernels.available(torch.empty(0, device=self.device)):
+        if self.device.type != "cuda" or not kernels.available(torch.empty(0, dtype=self.dtype, device=self.device)):
             return False
         blocks = [module for module in self.net.modules() if isinstance(module, TransformerBlock)]
         return all(kernels.suits_attention(b.window, b.msa.head_dim, b.window, b.window) for b in blocks)
@@ -183,11 +185,13 @@ class Codec:
         `heartbeat` is called before each tile and each slice; what it raises ends the work.
         """
         stages = Stages() if stages is None else stages
-        with self._on_device():
+
+        def work() -> list[NDArray[Any]]:
             pixels = self._to_device(pictures)
-            run = self._runner.run("analyse", self._analysis, pixels.numel() // 3, stages, heartbeat)
-            found = run.look(run.send(pixels))
-        return self._latents.analyses(found)
+            run = self._runner.run(("analyse", self.tiling), self._analysis, pixels.numel() // 3, stages, heartbeat)
+            return run.look(run.send(pixels))
+
+        return self._latents.analyses(self._on_device(work))
 
     def pack(self, picture: Picture, analysis: Analysis, *, stages: Stages | None = None) -> bytes:
         """The .tcm file of a picture and its symbols. Any thread may do this while the device works on."""
@@ -205,17 +209,20 @@ class Codec:
         nothing. `heartbeat` is called before each slice and each tile; what it raises ends the work.
         """
         stages = Stages() if stages is None else stages
-        with self._on_device():
-            width, height = self.padded(containers[0].width, containers[0].height)
+        width, height = self.padded(containers[0].width, containers[0].height)
+
+        def work() -> list[Pixels | IncompatibleModel]:
             readers, y_hat = self._latents.read(
                 containers, height // tiles.STRIDE, width // tiles.STRIDE, self._runner, stages, heartbeat
             )
             if all(reader.error for reader in readers):
                 return [reader.error for reader in readers if reader.error]
             pixels = len(containers) * width * height
-            run = self._runner.run("synthesise", self._synthesis, pixels, stages, heartbeat)
+            run = self._runner.run(("synthesise", self.tiling), self._synthesis, pixels, stages, heartbeat)
             (rgb,) = run.look(run.send(y_hat))
-        return [reader.error or pixels for reader, pixels in zip(readers, rgb, strict=True)]
+            return [reader.error or padded for reader, padded in zip(readers, rgb, strict=True)]
+
+        return self._on_device(work)
 
     def unpack(self, container: Container, padded: Pixels) -> Picture:
         """The picture of a file and its padded pixels. Any thread may do this while the device works on."""
@@ -256,7 +263,7 @@ class Codec:
         """The program that is given ŷ and gives pixels (B, H, W, 3), padding included."""
         x_hat = tiles.synthesise(_beating(self._transforms.g_s, heartbeat), y_hat, self.tiling)
         pixels = x_hat.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
-        yield Pause("g_s", (pixels.permute(0, 2, 3, 1).contiguous(),))
+        yield Pause("g_s", (pixels.permute(0, 2, 3, 1).contiguous(),), last=True)
 
     def _pack(self, picture: Picture, payload: bytes) -> bytes:
         return write_container(
@@ -274,16 +281,20 @@ class Codec:
             )
         )
 
-    @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        """One call at a time, without gradients; a full device is a named error."""
-        with self._lock, torch.inference_mode():
+    def _on_device(self, work: Callable[[], _T]) -> _T:
+        """One call at a time, without gradients; a full device is a named error.
+
+        Where memory runs out, once more without what is recorded, which can be done without.
+        """
+        with self._lock, current(self.device), torch.inference_mode():
             try:
                 with memory_errors(self.device):
-                    yield
+                    return work()
             except OutOfMemory:
-                self._runner.forget()  # what is recorded is the first that can be done without
-                raise
+                if not forget_all(self.device):
+                    raise
+            with memory_errors(self.device):
+                return work()
 
 
 def _beating(transform: Callable[[Tensor], Tensor], heartbeat: Heartbeat) -> Callable[[Tensor], Tensor]:

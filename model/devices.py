@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -39,17 +40,43 @@ def use_exact_arithmetic(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = False
 
 
+def lock_of(device: torch.device) -> threading.RLock:
+    """Whoever works on a GPU holds it: streams, and what libraries keep for each, are shared by all of a process.
+
+    On a CPU each caller has its own.
+    """
+    if device.type != "cuda":
+        return threading.RLock()
+    return _lock(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _lock(_: int) -> threading.RLock:
+    return threading.RLock()
+
+
+@contextmanager
+def current(device: torch.device) -> Iterator[None]:
+    """What does not say where it happens happens on this device."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            yield
+    else:
+        yield
+
+
 def side_by_side(device: torch.device, first: Callable[[], _S], second: Callable[[], _T]) -> tuple[_S, _T]:
     """Both results. On a GPU the two are computed at the same time, without gradients: alone each leaves half idle."""
     if device.type != "cuda" or torch.is_grad_enabled():
         return first(), second()
     here, beside = torch.cuda.current_stream(device), _second_stream(device)
     beside.wait_stream(here)
-    with torch.cuda.stream(beside):
-        other = second()
-    result = first()
-    here.wait_stream(beside)
-    return result, other
+    try:
+        with torch.cuda.stream(beside):
+            other = second()
+        return first(), other
+    finally:
+        here.wait_stream(beside)
 
 
 @functools.cache

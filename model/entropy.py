@@ -117,7 +117,7 @@ class Decoder:
         """
         symbols = np.empty(len(indexes), np.int32)
         jobs = self.jobs(symbols, indexes.__getitem__)
-        if not all(each(_call, jobs) if len(symbols) >= _WORTH_A_THREAD else map(_call, jobs)):
+        if not all(each(_call, jobs, urgent=True) if len(symbols) >= _WORTH_A_THREAD else map(_call, jobs)):
             raise SymbolMismatch("a stream ended before its symbols did")
         return symbols
 
@@ -180,11 +180,15 @@ def _lookup(tables: Tables) -> NDArray[np.int32]:
 
 
 _CORES = os.cpu_count() or 1
-_threads = ThreadPoolExecutor(_CORES, thread_name_prefix="entropy")
+_coding = ThreadPoolExecutor(_CORES, thread_name_prefix="entropy")
+_urgent = ThreadPoolExecutor(_CORES, thread_name_prefix="entropy-now")
 
 
-def each(work: Callable[[_S], _T], items: Sequence[_S]) -> list[_T]:
-    """The work on each item, shared out among the cores where there are several; must not be called by such work."""
+def each(work: Callable[[_S], _T], items: Sequence[_S], *, urgent: bool = False) -> list[_T]:
+    """The work on each item, shared out among the cores where there are several; must not be called by such work.
+
+    What is urgent, since a device waits for it, does not queue behind what is not.
+    """
     shares = min(_CORES, len(items))
     if shares < 2:
         return [work(item) for item in items]
@@ -193,7 +197,7 @@ def each(work: Callable[[_S], _T], items: Sequence[_S]) -> list[_T]:
         return [work(item) for item in items[share::shares]]
 
     done: list[_T | None] = [None] * len(items)
-    for share, results in enumerate(_threads.map(some, range(shares))):
+    for share, results in enumerate((_urgent if urgent else _coding).map(some, range(shares))):
         done[share::shares] = results
     return cast("list[_T]", done)
 

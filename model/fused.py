@@ -171,7 +171,9 @@ def _suits_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
 
 
 def _winograd(layer: nn.Conv2d) -> Tensor:
-    """The layer's weights for `kernels.conv3x3`, made once."""
+    """The layer's weights for `kernels.conv3x3`, made once for a network that is served."""
+    if layer.weight.requires_grad:  # it may be in training, where weights change in place
+        return kernels.winograd_weights(layer.weight)
     state = (layer.weight.data_ptr(), layer.weight.device)
     if "_winograd" not in layer.__dict__ or layer.__dict__["_winograd"][0] != state:
         with torch.inference_mode(False), torch.no_grad():

@@ -38,8 +38,11 @@ def _works(device: torch.device) -> bool:
     if torch.version.hip:
         return False
     try:
-        x = torch.ones(1, 1, 1, VECTOR, device=device)
-        return finish(x, x[0, 0, 0]).sum().item() == 2 * VECTOR
+        with torch.cuda.device(device):
+            x = torch.ones(1, 1, 1, VECTOR, device=device)
+            return finish(x, x[0, 0, 0]).sum().item() == 2 * VECTOR
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever is missing there, torch's own kernels do
         warnings.warn(f"slower on {device}: the kernels cannot be compiled ({error})", RuntimeWarning, stacklevel=2)
         return False

@@ -118,9 +118,8 @@ class LatentCoder:
             scales.append(scale)
             y_hat = symbols[-1] + mean
         whole = (z_symbols, torch.cat(symbols, dim=1))
-        yield Pause(
-            "slices", (sound, *(t.to(torch.int32).flatten(1) for t in whole), torch.cat(scales, dim=1).flatten(1))
-        )
+        outputs = (sound, *(t.to(torch.int32).flatten(1) for t in whole), torch.cat(scales, dim=1).flatten(1))
+        yield Pause("slices", outputs, last=True)
 
     def analyses(self, found: Sequence[NDArray[Any]]) -> list[Analysis]:
         """What is coded for each picture, from what `writing` gave.
@@ -180,7 +179,7 @@ class LatentCoder:
                 symbols = yield Pause("slices", (scale.float().flatten(1).contiguous(),))
                 assert symbols is not None  # noqa: S101 - it was asked for
                 through.refine(mean + symbols.view(mean.shape).to(mean.dtype))
-            yield Pause("slices", (through.y_hat(),))
+            yield Pause("slices", (through.y_hat(),), last=True)
 
         return program
 

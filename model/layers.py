@@ -94,7 +94,9 @@ def _normalise(gdn: compressai.GDN, x: Tensor, plus: Tensor) -> Tensor:
 
 
 def _divisors(gdn: compressai.GDN) -> tuple[Tensor, Tensor]:
-    """β and γ, from how they are stored; worked out once."""
+    """β and γ, from how they are stored; worked out once for a network that is served."""
+    if gdn.beta.requires_grad:
+        return gdn.beta_reparam(gdn.beta), gdn.gamma_reparam(gdn.gamma)
     state = (gdn.beta.data_ptr(), gdn.gamma.data_ptr())
     if gdn.__dict__.get("_divisors", (None,))[0] != state:
         with torch.inference_mode(False), torch.no_grad():

@@ -9,12 +9,15 @@ cannot be while recording.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from numpy.typing import NDArray
@@ -26,6 +29,8 @@ from model.stages import Heartbeat, Stages, unwatched
 _KEPT = 64
 """Recordings; each holds its graphs' nodes (a few MB), what it is given and what it gives."""
 _SEEN = 256
+_OFTEN = 4
+"""Runs of a shape before it takes the place of another one's recording."""
 _LARGEST = 4_000_000
 """Pixels that are worth recording: larger work outlasts its launches."""
 
@@ -37,15 +42,28 @@ class Pause:
     Attributes:
         stage: what has been done.
         outputs: what the host is to look at; without any, the program goes on by itself.
+        last: nothing follows.
     """
 
     stage: str
     outputs: tuple[Tensor, ...] = ()
+    last: bool = False
 
 
 Steps = Generator[Pause, Tensor | None, None]
 Program = Callable[[Tensor, Heartbeat], Steps]
 """(its first tensor, called between its steps) -> its pauses."""
+
+
+_runners: WeakSet[Runner] = WeakSet()
+
+
+def forget_all(device: torch.device) -> bool:
+    """Give back the memory of everybody's recordings on a device, of which the caller holds the lock; if any."""
+    found = [runner.forget() for runner in list(_runners) if runner.device.type == device.type == "cuda"]
+    if any(found):
+        torch.cuda.empty_cache()
+    return any(found)
 
 
 class Runner:
@@ -59,11 +77,12 @@ class Runner:
     def __init__(self, device: torch.device, *, record: bool = True) -> None:
         self.device = device
         self._record = record and device.type == "cuda"
-        self._seen: OrderedDict[object, None] = OrderedDict()
+        self._seen: OrderedDict[object, int] = OrderedDict()
         self._recordings: OrderedDict[object, _Recording] = OrderedDict()
         self._pool: Any = None  # of memory: recordings share it, since one runs at a time
+        _runners.add(self)
 
-    def run(self, name: str, program: Program, pixels: int, stages: Stages, heartbeat: Heartbeat = unwatched) -> Run:
+    def run(self, name: object, program: Program, pixels: int, stages: Stages, heartbeat: Heartbeat = unwatched) -> Run:
         """Begin; `name` tells programs apart, and `pixels` says how much there is to do.
 
         What a run gives, as far as it is still on the device, is lost when the next one begins.
@@ -71,33 +90,39 @@ class Runner:
         may = self._record and pixels <= _LARGEST and fused.wanted()
         return Run(self, name, program, stages, heartbeat, record=may)
 
-    def recording(self, name: str, program: Program, first: Tensor) -> _Recording | None:
-        """A recording for such a tensor, maybe a new one, from the second time on."""
-        key = (name, first.shape, first.dtype)
+    def recording(self, key: object, program: Program) -> _Recording | None:
+        """A recording of a program for a shape, maybe a new one: once it has run to its end, or often if many have."""
         if key in self._recordings:
             self._recordings.move_to_end(key)
             return self._recordings[key]
-        if key not in self._seen:
-            self._seen[key] = None
-            if len(self._seen) > _SEEN:
-                self._seen.popitem(last=False)
+        full = len(self._recordings) >= _KEPT
+        if self._seen.get(key, 0) < (_OFTEN if full else 1):
             return None
-        if len(self._recordings) >= _KEPT:
-            self._recordings.popitem(last=False)
+        if full:
+            evicted, _ = self._recordings.popitem(last=False)
+            self._seen.pop(evicted, None)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         self._recordings[key] = _Recording(self.device, self._pool, program)
         return self._recordings[key]
 
-    def give_up(self, recording: _Recording) -> None:
-        """Never again record what could not be recorded."""
-        self._recordings = OrderedDict((key, one) for key, one in self._recordings.items() if one is not recording)
-        self._record = False
+    def ended(self, key: object) -> None:
+        """A program ran to its end unrecorded: all that it needs has been compiled and made."""
+        self._seen[key] = self._seen.pop(key, 0) + 1
+        if len(self._seen) > _SEEN:
+            self._seen.popitem(last=False)
 
-    def forget(self) -> None:
-        """Give back the memory of all recordings."""
+    def give_up(self, key: object) -> None:
+        """Never again record what could not be recorded."""
+        self._recordings.pop(key, None)
+        self._seen[key] = -sys.maxsize
+
+    def forget(self) -> bool:
+        """Give back the memory of all recordings; whether there were any."""
+        any_kept = bool(self._recordings)
         self._recordings.clear()
         self._pool = None
+        return any_kept
 
     def on_host(self, tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
         """Tensors as arrays; waits for the device once."""
@@ -118,13 +143,13 @@ class Run:
     """One run of a program."""
 
     def __init__(
-        self, runner: Runner, name: str, program: Program, stages: Stages, heartbeat: Heartbeat, *, record: bool
+        self, runner: Runner, name: object, program: Program, stages: Stages, heartbeat: Heartbeat, *, record: bool
     ) -> None:
         self._runner, self._name, self._program, self._record = runner, name, program, record
         self._stages, self._heartbeat = stages, heartbeat
         self._recording: _Recording | None = None
         self._steps: Steps | None = None
-        self._place = 0
+        self._place, self._key = 0, cast("object", None)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     def send(self, given: Tensor) -> tuple[Tensor, ...]:
@@ -158,23 +183,32 @@ class Run:
         return pause
 
     def _step(self, given: Tensor | None) -> Pause:
-        if not self._place and given is not None and self._record:
-            self._recording = self._runner.recording(self._name, self._program, given)
+        if not self._place and given is not None:
+            self._key = (self._name, given.shape, given.dtype)
+            self._recording = self._runner.recording(self._key, self._program) if self._record else None
         self._place += 1
         if self._recording is not None:
             self._heartbeat()
             try:
                 return self._recording.step(self._place - 1, given)
-            except Exception:
-                self._runner.give_up(self._recording)
-                raise
+            except torch.OutOfMemoryError:
+                raise  # who holds the device forgets what is recorded
+            except RuntimeError:
+                self._runner.give_up(self._key)
+                if self._place > 1:
+                    raise
+                self._recording = None
         if given is not None:
             given = given.to(self._runner.device, non_blocking=True)
         if self._steps is None:
             assert given is not None  # noqa: S101 - a program begins with a tensor
             self._steps = self._program(given, self._heartbeat)
-            return next(self._steps)
-        return self._steps.send(given)
+            pause = next(self._steps)
+        else:
+            pause = self._steps.send(given)
+        if pause.last and self._record:
+            self._runner.ended(self._key)
+        return pause
 
 
 @dataclass(frozen=True)
@@ -209,12 +243,17 @@ class _Recording:
             given = torch.empty_like(given, device=self._device, pin_memory=False)
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
+        if torch.cuda.mem_get_info(self._device)[0] < torch.cuda.memory_reserved(self._device):
+            torch.cuda.empty_cache()  # while recording, what torch keeps cannot be given back
         with torch.cuda.stream(_recording_stream(self._device)):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 pause = self._advance(given)
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # that the recording has failed is told by what failed
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return _Step(graph, given, pause)
 
     def _advance(self, given: Tensor | None) -> Pause:

@@ -98,6 +98,6 @@ def read_slice(
     """The symbols of one slice of all files, given the σ of each, flattened, and the ways of their groups."""
     files = zip(readers, sigmas, ways, out, strict=True)
     jobs = [reader.jobs(sigma, way, symbols) for reader, sigma, way, symbols in files]
-    results = iter(each(lambda job: job(), [job for of_file in jobs for job in of_file]))
+    results = iter(each(lambda job: job(), [job for of_file in jobs for job in of_file], urgent=True))
     for reader, of_file, symbols in zip(readers, jobs, out, strict=True):
         reader.done([next(results) for _ in of_file], symbols)

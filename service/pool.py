@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from model.codec import Codec
+from model.errors import OutOfMemory
 from model.zoo import ZooEntry
 from service.errors import ModelUnavailable
 from service.metrics import Metrics
@@ -122,8 +123,11 @@ class Pool:
         size = entry.info.parameters * _BYTES_A_PARAMETER
         with self._watchdog.watch(f"loading model {entry.name!r}", size / _SLOWEST_DISK):
             codec = Codec.load(entry, self.device)
-            for width, height in self._warm_up:
-                codec.warm_up(width, height)
+            try:
+                for width, height in self._warm_up:
+                    codec.warm_up(width, height)
+            except OutOfMemory as error:  # what is asked of it may be smaller
+                log.warning("not warmed up", model=entry.name, error=str(error))
             return codec
 
     def _make_room(self, wanted: int = 0) -> None:
@@ -133,7 +137,7 @@ class Pool:
                 break
             if resident.users == 0 and not self._awaited[key]:
                 del self._residents[key]
-                resident.codec.close()
+                self._loader.submit(resident.codec.close)  # it waits for the device, and loads wait for it
                 self._metrics.model_evictions.labels(resident.entry.name).inc()
                 log.info("model evicted", model=resident.entry.name, memory=resident.memory)
         self._gauge()
@@ -147,4 +151,5 @@ class Pool:
 
     def close(self) -> None:
         """Wait for a load in progress."""
+        self._budget = None  # nobody leaves any more
         self._loader.shutdown(cancel_futures=True)

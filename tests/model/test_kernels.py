@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from model import Codec, fused, kernels
+from model import Codec, fused, kernels, programs
 from model.attention import TransformerBlock
 from model.blocks import MixedBlock
 from model.container import read_container
@@ -151,6 +152,47 @@ def test_a_damaged_file_among_recorded_ones_fails_alone(on_gpu, photo):
             assert np.abs(one.astype(int) - together).mean() < 0.5
     assert isinstance(on_gpu.synthesise([other])[0], IncompatibleModel)
     assert isinstance(on_gpu.synthesise([sound[0]])[0], np.ndarray)
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_recorded_runs_as_it_is(photo, monkeypatch):
+    codec = Codec.load("tcm-xs-mse-0.013", "cuda")
+    tried = []
+
+    def record(self, given):
+        tried.append(given)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(programs._Recording, "_record", record)
+    files = [codec.encode(photo) for _ in range(4)]
+    assert {len(data) for data in files} == {len(files[0])}
+    assert len(tried) == 1
+
+
+@pytest.mark.gpu
+def test_more_sizes_than_are_kept_are_not_recorded_again_and_again(photo, monkeypatch):
+    monkeypatch.setattr(programs, "_KEPT", 2)
+    recorded = []
+    record = programs._Recording._record
+    monkeypatch.setattr(programs._Recording, "_record", lambda self, given: recorded.append(1) or record(self, given))
+    codec = Codec.load("tcm-xs-mse-0.013", "cuda")
+    for _ in range(6):
+        for width in (128, 256, 384):
+            codec.encode(photo.resize((width, 128)))
+    steps = 3  # of the program that encodes
+    assert 2 * steps <= len(recorded) <= 6 * steps
+
+
+@pytest.mark.gpu
+def test_two_models_may_be_recorded_at_once(photo):
+    """One is loaded and made ready while the other works, as in the service."""
+    first, others = Codec.load("tcm-xs-mse-0.013", "cuda"), []
+    expected = [len(first.encode(photo)) for _ in range(3)][-1]
+    loader = threading.Thread(target=lambda: others.append(Codec.load("tcm-xs-mse-0.013", "cuda").warm_up(384, 256)))
+    loader.start()
+    while loader.is_alive():
+        assert abs(len(first.encode(photo)) - expected) < 16
+    assert others == [None]
 
 
 @pytest.mark.gpu
