@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import google_crc32c
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,8 @@ from compressai.entropy_models import EntropyBottleneck
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.entropy import Coder, SymbolMismatch, stream_count
+from model.entropy import Coder, SymbolMismatch, each, stream_count
+from model.rans import FRESH
 from model.tables import (
     SCALE_LEVELS,
     TOTAL,
@@ -186,3 +188,32 @@ def test_tables_of_z_are_the_bottlenecks_likelihoods():
 def test_unsound_tables_are_refused(broken):
     with pytest.raises(ValueError):
         Coder(broken)
+
+
+@pytest.mark.parametrize("urgent", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 100])
+def test_work_shared_out_comes_back_in_order(count, urgent):
+    assert each(lambda n: n * n, range(count), urgent=urgent) == [n * n for n in range(count)]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.permutations(range(5)), st.integers(5, 500), st.integers(0, 5))
+def test_the_parts_of_a_read_may_be_done_in_any_order(order, count, seed):
+    streams = len(order)
+    parts = [gaussian_symbols(count, seed + k) for k in range(3)]
+    decoder = CODER.decoder(CODER.encode(parts, streams), streams)
+    for symbols, indexes in parts:
+        out = np.full(count, 77, np.int32)
+        jobs = decoder.jobs(out, indexes.__getitem__)
+        assert all(jobs[k]() for k in order)
+        np.testing.assert_array_equal(out, symbols)
+    decoder.finish()
+
+
+def test_the_checksum_is_crc_32c():
+    """The reader's, worked out beside the decoding, is that of the library that the writer uses."""
+    symbols, indexes = gaussian_symbols(1001)
+    decoder = CODER.decoder(CODER.encode([(symbols, indexes)]))
+    decoder.read(indexes)
+    ((_, _, register),) = decoder._registers
+    assert int(register) ^ FRESH == google_crc32c.value(symbols.astype("<i4").tobytes())
