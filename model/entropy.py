@@ -179,7 +179,7 @@ def _lookup(tables: Tables) -> NDArray[np.int32]:
     return lookup
 
 
-_CORES = os.cpu_count() or 1
+_CORES = min(os.cpu_count() or 1, 32)
 _coding = ThreadPoolExecutor(_CORES, thread_name_prefix="entropy")
 _urgent = ThreadPoolExecutor(_CORES, thread_name_prefix="entropy-now")
 
