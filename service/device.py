@@ -98,7 +98,7 @@ class Device:
             else:
                 self._metrics.abandoned.inc()
             for item in batch:
-                item.finish(error)
+                item.finish(error.with_traceback(None))  # whose frames know the batch
             return
         if isinstance(error, OutOfMemory):
             self._lower_limit(batch)

@@ -61,6 +61,7 @@ class Lifetime:
     ) -> None:
         if self._watcher:
             self._watcher.cancel()
+            self._watcher = None  # which refers to this
         try:
             await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ class Queue:
             self._metrics.queue_depth.inc()
             self._metrics.queue_pixels.inc(item.kind.pixels)
             self._changed.notify()
-        item.future.add_done_callback(lambda _: self._remove(item))  # if it is cancelled while it waits
+        reference = weakref.ref(item)  # a future keeps its callbacks: item and result would wait for the collector
+        item.future.add_done_callback(lambda _: self._remove(reference()))  # if it is cancelled while it waits
         if self._closed:
             self._refuse(item)
 
@@ -125,9 +127,9 @@ class Queue:
         else:
             item.finish(self._error)
 
-    def _remove(self, item: Item) -> None:
+    def _remove(self, item: Item | None) -> None:
         with self._lock:
-            if item in self._waiting:
+            if item is not None and item in self._waiting:
                 self._leave(item)
 
     def _leave(self, item: Item) -> float:

@@ -52,7 +52,7 @@ async def read_upload(request: Request, media_types: Collection[str], max_bytes:
         if media_type == "multipart/form-data":
             upload = await _read_form(request, max_bytes)
         elif media_type in _UNTYPED or media_type in media_types or f"{media_type.partition('/')[0]}/*" in media_types:
-            upload = Upload(await request.body(), "image")
+            upload = Upload(b"".join([chunk async for chunk in request.stream()]), "image")  # body() would keep it
         else:
             taken = ", ".join([*media_types, "application/octet-stream", "multipart/form-data"])
             raise UnsupportedMediaType(f"{media_type!r} is not taken here; what is: {taken}")

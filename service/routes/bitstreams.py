@@ -15,6 +15,7 @@ from model.container import MAGIC, MEDIA_TYPE, Container, write_container
 from service import access, auth, errors, openapi
 from service.conditional import client_has, wanted_range
 from service.context import Here
+from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
 from service.routes.common import ADMISSION, Metadata, ModelName, Quality, TimeoutMs, choose, seconds, server_timing
@@ -200,7 +201,7 @@ async def read(
     content = data[wanted] if wanted else data
     if wanted:
         headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{len(data)}"
-    return Response(
+    return FileAnswer(
         content,
         status_code=206 if wanted else 200,
         media_type=MEDIA_TYPE,

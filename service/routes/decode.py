@@ -11,6 +11,7 @@ from starlette.responses import Response
 from model.container import MEDIA_TYPE
 from service import auth, errors, negotiation, openapi
 from service.context import Here
+from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
 from service.routes.common import ADMISSION, TimeoutMs, seconds, server_timing
@@ -77,7 +78,7 @@ async def decode(
         entry = here.zoo.by_fingerprint(container.fingerprint, container.model)
         record.model = entry.name
         image = await here.scheduler.decode(container, entry, wanted.name, stages=stages)
-    return Response(
+    return FileAnswer(
         image,
         media_type=wanted.media_type,
         headers={

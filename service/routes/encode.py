@@ -9,6 +9,7 @@ from starlette.responses import Response
 from model.container import MEDIA_TYPE
 from service import auth, errors, openapi
 from service.context import Here
+from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
 from service.routes.common import (
@@ -81,7 +82,7 @@ async def encode(
         lifetime.ends_with_client()
         encoded = await here.scheduler.encode(upload.data, entry, keep_metadata=metadata == "keep", stages=stages)
     here.metrics.bits_per_pixel.labels(entry.name).observe(encoded.bits_per_pixel)
-    return Response(
+    return FileAnswer(
         encoded.data,
         media_type=MEDIA_TYPE,
         headers={

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from service import access, errors, negotiation, openapi
 from service.conditional import client_has
 from service.context import Here
+from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
 from service.routes.bitstreams import PATH, STORE_PROBLEMS, Id, IfNoneMatch, digest_header
@@ -87,7 +88,7 @@ async def image(
             return Response(status_code=304, headers=headers if tag == "*" else headers | {"ETag": tag})
         picture, source = await here.reconstructions.image(digest, container, wanted, stages)
     record.model = picture.model
-    return Response(
+    return FileAnswer(
         picture.data,
         media_type=wanted.media_type,
         headers=headers
