@@ -61,7 +61,7 @@ def bench(
                         speeds.append(found)
                         times = f"{1000 * found.encode_s:.1f} and {1000 * found.decode_s:.1f} ms"
                         rates = f"{found.encode_rate:.1f} and {found.decode_rate:.1f} images/s"
-                        stderr.print(f"  {name}, {kind}, {width}x{height}, batch {count}: {times}, {rates}")
+                        stderr.print(f"  {name}, {kind}, {width}x{height}, batch {count}: {times}, {rates}: done")
         _print(speeds, peaks)
         if json_out:
             rows = [{**dataclasses.asdict(s), "part_of_peak": s.flop_rate / peaks[s.precision]} for s in speeds]
