@@ -239,7 +239,7 @@ class TransformerBlock(nn.Module):
         qkv = fused.linear(normed, msa.embedding_layer.weight, msa.embedding_layer.bias)
         shift = self.window // 2 if self.shifted else 0
         mixed = kernels.attend(qkv, msa.relative_position_params, msa.heads, self.window, shift=shift)
-        x = kernels.finish(fused.linear(mixed, msa.linear.weight, None), msa.linear.bias, plus=x)
+        x = fused.linear(mixed, msa.linear.weight, msa.linear.bias, plus=x)
         normed = kernels.layer_norm(x, self.ln2.weight, self.ln2.bias)
         hidden = fused.linear(normed, up.weight, up.bias, activation="gelu")
         return kernels.finish(fused.linear(hidden, down.weight, None), down.bias, plus=x, out=out)
@@ -268,3 +268,9 @@ class TransformerBlock(nn.Module):
         x = fused.linear(mixed, msa.linear.weight, msa.linear.bias, plus=x)
         hidden = fused.linear(self.ln2(x), up.weight, up.bias, activation="gelu")
         return fused.linear(hidden, down.weight, down.bias, plus=x)
+
+
+def in_kernels(net: nn.Module) -> bool:
+    """Whether no attention of a network needs masks made for a shape, which come and go, where kernels can be had."""
+    blocks = [module for module in net.modules() if isinstance(module, TransformerBlock)]
+    return all(kernels.suits_attention(b.window, b.msa.head_dim, b.window, b.window) for b in blocks)

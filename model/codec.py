@@ -20,14 +20,15 @@ from PIL import Image
 from torch import Tensor
 
 from model import fused, kernels, tiles
-from model.attention import TransformerBlock
+from model.alpha import decode_alpha, encode_alpha
+from model.attention import in_kernels
 from model.blocks import SliceAttention
 from model.checkpoint import ModelInfo, Weights, load
 from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
 from model.devices import current, lock_of, memory_errors, pick_device, use_exact_arithmetic
 from model.errors import IncompatibleModel, OutOfMemory
 from model.latent_coder import Analysis, LatentCoder
-from model.pixels import Picture, Pixels, decode_alpha, encode_alpha, from_pil, to_pil
+from model.pixels import Picture, Pixels, from_pil, to_pil
 from model.precision import Transforms, pick_precision
 from model.programs import Pause, Runner, Steps, forget_all
 from model.stages import Heartbeat, Stages, unwatched
@@ -131,11 +132,9 @@ class Codec:
         ]
 
     def _can_be_recorded(self) -> bool:
-        """Whether its programs read nothing that may be gone when they are replayed: no attention masks by shape."""
-        if self.device.type != "cuda" or not kernels.available(torch.empty(0, dtype=self.dtype, device=self.device)):
-            return False
-        blocks = [module for module in self.net.modules() if isinstance(module, TransformerBlock)]
-        return all(kernels.suits_attention(b.window, b.msa.head_dim, b.window, b.window) for b in blocks)
+        """Whether its programs read nothing that may be gone when they are replayed."""
+        gpu = self.device.type == "cuda"
+        return gpu and kernels.available(torch.empty(0, dtype=self.dtype, device=self.device)) and in_kernels(self.net)
 
     # ---- an image
 

@@ -47,7 +47,12 @@ def lock_of(device: torch.device) -> threading.RLock:
     """
     if device.type != "cuda":
         return threading.RLock()
-    return _lock(torch.cuda.current_device() if device.index is None else device.index)
+    return _lock(index_of(device))
+
+
+def index_of(gpu: torch.device) -> int:
+    """Which one it is, named or not."""
+    return torch.cuda.current_device() if gpu.index is None else gpu.index
 
 
 @functools.cache

@@ -107,3 +107,9 @@ class DeviceLost(ModelError):
     """A device that does nothing any more, until this process has ended."""
 
     code = "device-lost"
+
+
+def reason(error: Exception) -> str:
+    """What a library says is wrong, in one line of at most 200 characters."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text[:200]

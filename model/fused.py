@@ -68,18 +68,22 @@ def nothing() -> Iterator[None]:
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: Activation = "none", plus: Tensor | None = None
 ) -> Tensor:
-    """activation(x·weightᵀ + bias), or x·weightᵀ + bias + plus; x (..., in), contiguous, weight (out, in).
+    """activation(x·weightᵀ + bias), or x·weightᵀ + bias + plus, in the wider precision of both.
 
-    On a GPU the GELU of bfloat16 is that by tanh, which comes with the matrix product: it differs by less than
-    bfloat16's own steps.
+    x is (..., in), contiguous, and (B, H, W, in) where something is added to it; weight is (out, in). On a GPU the GELU
+    of bfloat16 is that by tanh, which comes with the matrix product: it differs by less than bfloat16's own steps.
     """
     if available(x) and weight.dtype == x.dtype:
         scalars, algorithm = _SCALARS.get(activation, []), _ALGORITHM.get(activation, "")
         done: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, scalars, algorithm)
-        return done if plus is None else done.add_(plus)  # oneDNN's own sum with another tensor takes longer
+        if plus is None or plus.dtype != done.dtype:
+            return done if plus is None else plus + done
+        return done.add_(plus)  # oneDNN's own sum with another tensor takes longer
     if activation == "gelu" and bias is not None and x.dtype == torch.bfloat16 and on_gpu(x):
         y = torch._addmm_activation(bias, x.reshape(-1, x.shape[-1]), weight.t(), use_gelu=True)
         return y.view(*x.shape[:-1], -1)
+    if plus is not None and on_gpu(x):
+        return kernels.finish(F.linear(x, weight), bias, plus=plus, out=torch.empty_like(plus))
     y = F.linear(x, weight, bias)
     if plus is not None:
         return y.add_(plus) if plus.dtype == y.dtype and not torch.is_grad_enabled() else y + plus

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from model.container import DEFAULT_MAX_PIXELS, MAX_METADATA, check_pixels
-from model.errors import CorruptBitstream, CorruptImage, ModelError, OutputLimit, UnsupportedImage
+from model.errors import CorruptImage, ModelError, OutputLimit, UnsupportedImage, reason
 
 Pixels = NDArray[np.uint8]
 
@@ -35,7 +35,6 @@ _ORIENTATION, _XMP = 274, 700
 # tags of a TIFF that lay out its pixels: part of the file, not of what it says about the photograph
 _TIFF_LAYOUT = {*range(254, 270), *range(273, 282), 284, 292, 293, 297, *range(301, 304), *range(317, 348),
                 *range(512, 522), *range(529, 533), _ORIENTATION, _XMP, 34377, 34675, 33723}  # fmt: skip
-_MAX_CHUNKS = 1 << 14
 _MAX_PARSED_EXIF = 256 << 10
 """Bytes of EXIF that a writer takes apart: in Python, at some thirty times their size."""
 MAX_OUTPUT_SIDE = {"webp": 16383, "jpeg": 65500, "avif": 32768}
@@ -107,7 +106,7 @@ def read_image(
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged headers
-        raise CorruptImage(f"its header cannot be read: {_reason(error)}") from None
+        raise CorruptImage(f"its header cannot be read: {reason(error)}") from None
     _check_size(image, max_pixels)
     if announce:
         announce(image.width * image.height)
@@ -116,14 +115,14 @@ def read_image(
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged data
-        raise CorruptImage(f"damaged or truncated {image.format}: {_reason(error)}") from None
+        raise CorruptImage(f"damaged or truncated {image.format}: {reason(error)}") from None
     _check_size(image, max_pixels)
     try:
         return from_pil(image, keep_metadata=keep_metadata)
     except (MemoryError, ModelError):
         raise
     except Exception as error:  # noqa: BLE001 - a palette, a colour key or a profile may be of any kind
-        raise CorruptImage(f"its colours cannot be read: {_reason(error)}") from None
+        raise CorruptImage(f"its colours cannot be read: {reason(error)}") from None
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int] | None:
@@ -138,11 +137,6 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise CorruptImage("it has no pixels")
     check_pixels(width, height, max_pixels)
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text[:200]
 
 
 def from_pil(image: Image.Image, *, keep_metadata: bool = True) -> Picture:
@@ -292,46 +286,3 @@ def _metadata_options(picture: Picture, file_format: str) -> dict[str, Any]:
     elif xmp is not None:
         options["xmp"] = xmp
     return options
-
-
-def encode_alpha(alpha: Pixels) -> bytes:
-    """Lossless: one byte when the whole channel has one value, else a greyscale PNG."""
-    if alpha.min() == alpha.max():
-        return bytes([int(alpha.flat[0])])
-    out = io.BytesIO()
-    Image.fromarray(alpha).save(out, format="PNG", optimize=True)
-    return out.getvalue()
-
-
-def decode_alpha(data: bytes, width: int, height: int) -> Pixels:
-    """The inverse of `encode_alpha`: (height, width).
-
-    Raises:
-        CorruptBitstream: it is not such a channel of that size.
-    """
-    if len(data) == 1:
-        return np.full((height, width), data[0], np.uint8)
-    if not _bare_png(data):
-        raise CorruptBitstream("its alpha channel is not a PNG of nothing but pixels")
-    try:
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
-        if image.size != (width, height) or image.mode != "L":
-            raise CorruptBitstream("its alpha channel has another size than its image")
-        return np.asarray(image).copy()
-    except CorruptBitstream:
-        raise
-    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged data
-        raise CorruptBitstream(f"its alpha channel cannot be read: {_reason(error)}") from None
-
-
-def _bare_png(data: bytes) -> bool:
-    """It has a header, pixels and an end, in not too many chunks: nothing else that would have to be read."""
-    place = 8
-    for i in range(_MAX_CHUNKS):
-        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
-        place += 12 + length
-        if kind == b"IEND":
-            return i > 1 and place == len(data)
-        if kind != (b"IDAT" if i else b"IHDR") or place > len(data):
-            return False
-    return False

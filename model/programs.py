@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model import fused
+from model.devices import index_of
 from model.stages import Heartbeat, Stages, unwatched
 
 _KEPT = 64
@@ -60,7 +61,10 @@ _runners: WeakSet[Runner] = WeakSet()
 
 def forget_all(device: torch.device) -> bool:
     """Give back the memory of everybody's recordings on a device, of which the caller holds the lock; if any."""
-    found = [runner.forget() for runner in list(_runners) if runner.device.type == device.type == "cuda"]
+    if device.type != "cuda":
+        return False
+    gpus = [runner for runner in list(_runners) if runner.device.type == "cuda"]
+    found = [runner.forget() for runner in gpus if index_of(runner.device) == index_of(device)]
     if any(found):
         torch.cuda.empty_cache()
     return any(found)
@@ -250,8 +254,12 @@ class _Recording:
             try:
                 pause = self._advance(given)
             except BaseException:
-                with contextlib.suppress(RuntimeError):  # that the recording has failed is told by what failed
+                # that the recording has failed is told by what failed; the allocator must hear of its end, too, or it
+                # would never again give back what it keeps
+                with contextlib.suppress(RuntimeError):
                     graph.capture_end()
+                with contextlib.suppress(RuntimeError):
+                    torch._C._cuda_endAllocateToPool(index_of(self._device), self._pool)  # where `capture_end` gave up
                 raise
             graph.capture_end()
         return _Step(graph, given, pause)

@@ -20,12 +20,14 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
+from model.sizes import parse_size
 from service import durations
 from service.signing import SigningKeys
 from service.store.address import check
 
 PREFIX = "TCM_"
 PROGRAM = "tcm serve"
+_MOST_WARM = 1 << 24
 
 
 def _split(value: object) -> object:
@@ -43,12 +45,9 @@ def _duration(value: object) -> object:
 
 
 def _are_sizes(value: tuple[str, ...]) -> tuple[str, ...]:
-    for size in value:
-        width, _, height = size.partition("x")
-        if size != "none" and not (
-            width.isdecimal() and height.isdecimal() and 0 < int(width) * int(height) <= 1 << 24
-        ):
-            raise ValueError(f"{size!r} is no size: WIDTHxHEIGHT, or none")
+    for width, height in sizes(value):
+        if width * height > _MOST_WARM:
+            raise ValueError(f"{width}x{height} is too large to be made ready for: at most 16 megapixels")
     return value
 
 
@@ -211,8 +210,12 @@ class Settings(BaseSettings):
 
 
 def sizes(words: Sequence[str]) -> list[tuple[int, int]]:
-    """(width, height) of each size that `warm_up` names."""
-    return [(int(width), int(height)) for width, _, height in (word.partition("x") for word in words if word != "none")]
+    """Width and height of each size that `warm_up` names.
+
+    Raises:
+        ValueError: one of them is no size.
+    """
+    return [parse_size(word) for word in words if word != "none"]
 
 
 SECRETS = frozenset({"signing_keys"})

@@ -40,9 +40,10 @@ def bench(
         from model.benchmark.machine import describe, matrix_peak
         from model.benchmark.speed import measure
         from model.devices import pick_device
+        from model.sizes import parse_size
         from model.zoo import Zoo
 
-        sizes = [_size(text) for text in size or ["768x512"]]
+        sizes = [parse_size(text) for text in size or ["768x512"]]
         zoo, where = Zoo(model_dir), pick_device(device)
         names = [*(model or ([] if untrained else [zoo.default().name])), *(f"untrained {u}" for u in untrained or [])]
         machine = describe(where)
@@ -66,13 +67,6 @@ def bench(
         if json_out:
             rows = [{**dataclasses.asdict(s), "part_of_peak": s.flop_rate / peaks[s.precision]} for s in speeds]
             json_out.write_text(json.dumps({"machine": machine, "matrix_peak": peaks, "speeds": rows}, indent=1))
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise ValueError(f"{text!r} is no size: WIDTHxHEIGHT")
-    return int(width), int(height)
 
 
 def _load(name: str, device: str, precision: str, zoo: Zoo) -> Codec:

@@ -78,7 +78,7 @@ def picture(width: int, height: int) -> Picture:
 
 
 def measure(codec: Codec, width: int, height: int, batch: int, seconds: float) -> Speed:
-    """Time encode and decode for about `seconds` each, after one warm-up."""
+    """Time encode and decode for about `seconds` each, after two warm-ups."""
     one = picture(width, height)
     pictures = [one] * batch
 

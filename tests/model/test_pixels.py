@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 
+from model.alpha import decode_alpha, encode_alpha
 from model.container import MAX_METADATA
 from model.errors import CorruptBitstream, CorruptImage, OutputLimit, TooManyPixels, UnsupportedImage
-from model.pixels import Picture, decode_alpha, encode_alpha, from_pil, read_image, to_pil, write_image
+from model.pixels import Picture, from_pil, read_image, to_pil, write_image
 from tests import bombs
 from tests.conftest import DATA
 
