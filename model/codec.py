@@ -32,9 +32,13 @@ from model.pixels import Picture, Pixels, from_pil, to_pil
 from model.precision import Transforms, pick_precision
 from model.programs import Pause, Runner, Steps, forget_all
 from model.stages import Heartbeat, Stages, unwatched
+from model.turns import Turns, in_turn
 from model.zoo import Zoo, ZooEntry
 
 _T = TypeVar("_T")
+
+_WORTH_HALVING = 4
+"""Files of a batch; halves of fewer fill the device too little."""
 
 
 class Codec:
@@ -63,7 +67,8 @@ class Codec:
             self.net = weights.net.to(device).eval().requires_grad_(False)
             self._transforms = Transforms.of(self.net, self.dtype)
             self._latents = LatentCoder(self.net, self.info, weights.z_tables, device)
-            self._runner = Runner(device, record=self._can_be_recorded())
+            record = self._can_be_recorded()
+            self._runners = [Runner(device, record=record) for _ in range(2 if device.type == "cuda" else 1)]
 
     @classmethod
     def load(
@@ -115,7 +120,8 @@ class Codec:
     def close(self) -> None:
         """Give the device's memory back. The codec is of no use afterwards."""
         with self._lock:
-            self._runner.forget()
+            for runner in self._runners:
+                runner.forget()
             for tensor in self._tensors():
                 tensor.data = tensor.data.new_empty(0)
             self._latents.close()
@@ -186,9 +192,10 @@ class Codec:
         stages = Stages() if stages is None else stages
 
         def work() -> list[NDArray[Any]]:
-            pixels = self._to_device(pictures)
-            run = self._runner.run(("analyse", self.tiling), self._analysis, pixels.numel() // 3, stages, heartbeat)
-            return run.look(run.send(pixels))
+            runner = self._runners[0]
+            pixels = self._to_device(pictures, runner)
+            run = runner.run(("analyse", self.tiling), self._analysis, pixels.numel() // 3, stages, heartbeat)
+            return run.fetch(run.send(pixels))()
 
         return self._latents.analyses(self._on_device(work))
 
@@ -208,20 +215,35 @@ class Codec:
         nothing. `heartbeat` is called before each slice and each tile; what it raises ends the work.
         """
         stages = Stages() if stages is None else stages
-        width, height = self.padded(containers[0].width, containers[0].height)
 
         def work() -> list[Pixels | IncompatibleModel]:
-            readers, y_hat = self._latents.read(
-                containers, height // tiles.STRIDE, width // tiles.STRIDE, self._runner, stages, heartbeat
-            )
-            if all(reader.error for reader in readers):
-                return [reader.error for reader in readers if reader.error]
-            pixels = len(containers) * width * height
-            run = self._runner.run(("synthesise", self.tiling), self._synthesis, pixels, stages, heartbeat)
-            (rgb,) = run.look(run.send(y_hat))
-            return [reader.error or padded for reader, padded in zip(readers, rgb, strict=True)]
+            parts = self._shared_out(containers)
+            works = [self._synthesising(part, runner, stages, heartbeat) for part, runner in parts]
+            return [padded for part in in_turn(works) for padded in part]
 
         return self._on_device(work)
+
+    def _shared_out(self, containers: Sequence[Container]) -> list[tuple[Sequence[Container], Runner]]:
+        """Halves of a batch where that is worth it: on a GPU, which works on one while the other's symbols are read."""
+        if len(self._runners) < 2 or len(containers) < _WORTH_HALVING:
+            return [(containers, self._runners[0])]
+        middle = (len(containers) + 1) // 2
+        return list(zip((containers[:middle], containers[middle:]), self._runners, strict=True))
+
+    def _synthesising(
+        self, containers: Sequence[Container], runner: Runner, stages: Stages, heartbeat: Heartbeat
+    ) -> Turns[list[Pixels | IncompatibleModel]]:
+        width, height = self.padded(containers[0].width, containers[0].height)
+        in_height, in_width = height // tiles.STRIDE, width // tiles.STRIDE
+        readers, y_hat = yield from self._latents.read(containers, in_height, in_width, runner, stages, heartbeat)
+        if all(reader.error for reader in readers):
+            return [reader.error for reader in readers if reader.error]
+        pixels = len(containers) * width * height
+        run = runner.run(("synthesise", self.tiling), self._synthesis, pixels, stages, heartbeat)
+        rgb_comes = run.fetch(run.send(y_hat))
+        yield
+        (rgb,) = rgb_comes()
+        return [reader.error or padded for reader, padded in zip(readers, rgb, strict=True)]
 
     def unpack(self, container: Container, padded: Pixels) -> Picture:
         """The picture of a file and its padded pixels. Any thread may do this while the device works on."""
@@ -237,10 +259,10 @@ class Codec:
 
     # ---- what happens to it
 
-    def _to_device(self, pictures: Sequence[Picture]) -> Tensor:
+    def _to_device(self, pictures: Sequence[Picture], runner: Runner) -> Tensor:
         """(B, H, W, 3) in 0 … 255, padded by repeating the edge; still on the host."""
         width, height = self.padded(pictures[0].width, pictures[0].height)
-        given = self._runner.to_be_given((len(pictures), height, width, 3), torch.uint8)
+        given = runner.to_be_given((len(pictures), height, width, 3), torch.uint8)
         for picture, into in zip(pictures, given.numpy(), strict=True):
             h, w = picture.rgb.shape[:2]
             into[:h, :w] = picture.rgb

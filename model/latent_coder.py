@@ -29,6 +29,7 @@ from model.rounding import choose_symbols
 from model.stages import Heartbeat, Stages, unwatched
 from model.tables import Tables, gaussian_tables, guard_tables
 from model.tiles import STRIDE
+from model.turns import Turns, in_turn
 
 Symbols = NDArray[np.int32]
 Indexes = NDArray[np.int16]
@@ -148,15 +149,16 @@ class LatentCoder:
         runner: Runner,
         stages: Stages,
         heartbeat: Heartbeat = unwatched,
-    ) -> tuple[list[Reader], Tensor]:
+    ) -> Turns[tuple[list[Reader], Tensor]]:
         """ŷ (B, M, height, width) with the readers, which know what is wrong with a file."""
         program = self._reading(self._path)
-        readers, y_hat = self._read(containers, height, width, runner, program, stages, heartbeat)
+        readers, y_hat = yield from self._read(containers, height, width, runner, program, stages, heartbeat)
         for b, reader in enumerate(readers):
             if reader.mismatch:  # what the guard does not forgive may be this machine's float32
                 plainly, wide = Runner(self._device, record=False), self._reading(self._float64())
+                once_more = self._read([containers[b]], height, width, plainly, wide, Stages(), heartbeat)
                 with stages("retry"):
-                    (again,), exact = self._read([containers[b]], height, width, plainly, wide, Stages(), heartbeat)
+                    (((again,), exact),) = in_turn([once_more])
                 if not again.error:
                     self.retries += 1
                     readers[b], y_hat[b] = again, exact[0].to(y_hat.dtype)
@@ -192,7 +194,7 @@ class LatentCoder:
         program: Program,
         stages: Stages,
         heartbeat: Heartbeat,
-    ) -> tuple[list[Reader], Tensor]:
+    ) -> Turns[tuple[list[Reader], Tensor]]:
         """As `read`, in any precision; a file that is wrong is zeros from where that shows."""
         c = self._info.config
         in_z, in_slice = c.hyper_channels * (h // 4) * (w // 4), c.slice_channels * h * w
@@ -206,9 +208,11 @@ class LatentCoder:
         run = runner.run("read", program, len(readers) * h * w * STRIDE**2, stages, heartbeat)
         outputs = run.send(given.view(len(readers), c.hyper_channels, h // 4, w // 4))
         for _ in range(c.slices):
+            sigmas_come = run.fetch(outputs)
+            yield
             with stages("entropy"):  # while the device is busy
                 ways = [reader.guard(in_slice) for reader in readers]
-            (sigmas,) = run.look(outputs)
+            (sigmas,) = sigmas_come()
             given = runner.to_be_given((len(readers), in_slice), torch.int32)
             with stages("entropy"):
                 read_slice(readers, list(sigmas), ways, list(given.numpy()))

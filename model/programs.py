@@ -54,6 +54,8 @@ class Pause:
 Steps = Generator[Pause, Tensor | None, None]
 Program = Callable[[Tensor, Heartbeat], Steps]
 """(its first tensor, called between its steps) -> its pauses."""
+Arrays = Callable[[], list[NDArray[Any]]]
+"""Waits for what is on its way to the host."""
 
 
 _runners: WeakSet[Runner] = WeakSet()
@@ -71,7 +73,7 @@ def forget_all(device: torch.device) -> bool:
 
 
 class Runner:
-    """Runs programs on one device, one at a time.
+    """Runs programs on one device, one at a time; two runners on a device may do so in turn.
 
     Args:
         device: where.
@@ -128,15 +130,22 @@ class Runner:
         self._pool = None
         return any_kept
 
-    def on_host(self, tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
-        """Tensors as arrays; waits for the device once."""
+    def to_host(self, tensors: Sequence[Tensor]) -> Arrays:
+        """Tensors as arrays: their way begins now, and does not wait for what the device is given later."""
         if self.device.type != "cuda":
-            return [tensor.contiguous().numpy() for tensor in tensors]
+            arrays = [tensor.contiguous().numpy() for tensor in tensors]
+            return lambda: arrays
         copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
         for copy, tensor in zip(copies, tensors, strict=True):
             copy.copy_(tensor, non_blocking=True)
-        torch.cuda.current_stream(self.device).synchronize()
-        return [copy.numpy() for copy in copies]
+        there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        there.record()
+
+        def arrive() -> list[NDArray[Any]]:
+            there.synchronize()
+            return [copy.numpy() for copy in copies]
+
+        return arrive
 
     def to_be_given(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor on the host to fill and send: in memory that the device reads without the processor's help."""
@@ -165,13 +174,18 @@ class Run:
                 return pause.outputs
             answer = None
 
-    def look(self, outputs: Sequence[Tensor]) -> list[NDArray[Any]]:
-        """Outputs on the host."""
-        arrays = self._runner.on_host(outputs)
-        for stage, start, end in self._events:
-            self._stages.took(stage, start.elapsed_time(end) / 1000)
-        self._events = []
-        return arrays
+    def fetch(self, outputs: Sequence[Tensor]) -> Arrays:
+        """Outputs on their way to the host."""
+        coming, stages = self._runner.to_host(outputs), self._stages
+        events, self._events = self._events, []
+
+        def arrive() -> list[NDArray[Any]]:
+            arrays = coming()
+            for stage, start, end in events:
+                stages.took(stage, start.elapsed_time(end) / 1000)
+            return arrays
+
+        return arrive
 
     def _timed(self, given: Tensor | None) -> Pause:
         if self._runner.device.type != "cuda":

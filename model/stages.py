@@ -17,7 +17,8 @@ def unwatched() -> None:
 class Stages(dict[str, float]):
     """Seconds by stage, in the order of first use: `with stages("g_a"): …` adds to one.
 
-    A stage inside another counts for itself alone, so the stages add up to the whole.
+    A stage inside another counts for itself alone, so the stages add up to the whole: or to more where a device and the
+    processor worked side by side.
 
     Attributes:
         spans: first beginning and last end of each stage, of `time.perf_counter`.

@@ -135,7 +135,7 @@ def test_a_recorded_program_does_what_it_did(on_gpu, photo):
             for data in (on_gpu.encode(picture), once.encode(picture)):
                 back, wanted = (np.asarray(codec.decode(data)).astype(int) for codec in (on_gpu, once))
                 assert np.abs(back - wanted).mean() < 0.5
-    assert on_gpu._runner._recordings
+    assert on_gpu._runners[0]._recordings
     assert on_gpu.retries == once.retries == 0
 
 
