@@ -37,7 +37,7 @@ _FROM_FRAMEWORK: dict[int, type[errors.Problem]] = {
 }
 
 ANSWERED = (HTTPException, RequestValidationError, errors.Problem, model_errors.ModelError, MemoryError)
-"""Exceptions that a handler may end with; any other is unexpected, and answered by `Observe`."""
+"""Exceptions that a handler may end with; any other is unexpected, and answered by `LastResort`."""
 
 
 def as_problem(error: Exception) -> errors.Problem:

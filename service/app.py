@@ -1,7 +1,8 @@
 """The composition root: settings -> zoo -> pool -> scheduler -> store -> routes. All is made here, nothing is global.
 
 A request passes `Observe` (its id, its log line, its numbers), `SecurityHeaders`, `Cors` where other origins may call,
-`Gate` (is there a place for it?) and `BodyLimit` (bytes), then its handler in `routes/`.
+`LastResort` (whatever is raised is a problem), `Gate` (is there a place for it?) and `BodyLimit` (bytes), then its
+handler in `routes/`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from service.cors import Cors
 from service.headers import SecurityHeaders
 from service.health import Farewell, Health
 from service.keys import Keys
+from service.last_resort import LastResort
 from service.limits import BodyLimit
 from service.metrics import Metrics, version
 from service.observe import Observe
@@ -131,6 +133,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/static", StaticFiles(directory=page.WEB), name="static")
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Gate, admission=admission)
+    app.add_middleware(LastResort)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(SecurityHeaders)

@@ -7,8 +7,9 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.answers import answer
 from service.errors import CrossOriginRefused
 
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
@@ -33,6 +34,13 @@ class Cors(CORSMiddleware):
             allow_headers=_REQUEST_HEADERS,
             expose_headers=_RESPONSE_HEADERS,
         )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer a browser that asks first."""
+        try:
+            await super().__call__(scope, receive, send)
+        except CrossOriginRefused as refusal:
+            await answer(scope, refusal)(scope, receive, send)
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """The answer to a browser that asks first.

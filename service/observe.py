@@ -9,8 +9,8 @@ from opentelemetry import trace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.answers import answer
 from service.identity import REQUEST_ID_HEADER, Record, request_id, trace_id
+from service.last_resort import LastResort
 from service.metrics import Metrics
 from service.tracing import QUIET, Tracing, current
 
@@ -22,10 +22,10 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Observe:
-    """ASGI middleware around everything else; also the last resort for an unexpected exception."""
+    """ASGI middleware around everything else."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
-        self.app, self.metrics, self.tracing = app, metrics, tracing
+        self.app, self.metrics, self.tracing = LastResort(app), metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request, and account for it."""
@@ -57,11 +57,6 @@ class Observe:
 
         try:
             await self.app(scope, receive, identified)
-        except Exception as error:
-            response = answer(scope, error)
-            if status:
-                raise  # half an answer is out: only cutting the connection tells the client
-            await response(scope, receive, identified)
         finally:
             self._account(scope, record, status, time.perf_counter() - start)
             if self.tracing and span:

@@ -2,7 +2,7 @@
 
 Each fault lasts as long as a file of its name lies in the folder FAULTS: `hold` (the device is busy, and shows that
 it goes on), `hang` (it does not), `freeze` (it keeps the interpreter to itself), `die` (its thread ends), `memory` (no
-room for more than one item), `load` (loading a model hangs).
+room for more than one item), `load` (loading a model hangs), `bug` (it raises what nobody has thought of).
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def analyse(codec: Codec, pictures: Any, *, stages: Any, heartbeat: Any) -> Any:
         ctypes.PyDLL(None).sleep(600)  # without letting go of the GIL
     if wanted("die"):
         raise SystemExit
+    if wanted("bug"):
+        raise ZeroDivisionError("a bug")
     if wanted("memory") and len(pictures) > 1:
         raise OutOfMemory("full")
     return _analyse(codec, pictures, stages=stages, heartbeat=heartbeat)
