@@ -37,8 +37,8 @@ from model.zoo import Zoo, ZooEntry
 
 _T = TypeVar("_T")
 
-_WORTH_HALVING = 4
-"""Files of a batch; halves of fewer fill the device too little."""
+_WORTH_HALVING = 1_000_000
+"""Pixels of a batch, of at least four files; smaller halves would fill a GPU too little."""
 
 
 class Codec:
@@ -68,7 +68,8 @@ class Codec:
             self._transforms = Transforms.of(self.net, self.dtype)
             self._latents = LatentCoder(self.net, self.info, weights.z_tables, device)
             record = self._can_be_recorded()
-            self._runners = [Runner(device, record=record) for _ in range(2 if device.type == "cuda" else 1)]
+            # two where a batch may be halved: what one is doing must outlast what the other does
+            self._runners = [Runner(device, record=record) for _ in range(2 if record else 1)]
 
     @classmethod
     def load(
@@ -195,7 +196,7 @@ class Codec:
             runner = self._runners[0]
             pixels = self._to_device(pictures, runner)
             run = runner.run(("analyse", self.tiling), self._analysis, pixels.numel() // 3, stages, heartbeat)
-            return run.fetch(run.send(pixels))()
+            return runner.to_host(run.send(pixels))()
 
         return self._latents.analyses(self._on_device(work))
 
@@ -225,7 +226,8 @@ class Codec:
 
     def _shared_out(self, containers: Sequence[Container]) -> list[tuple[Sequence[Container], Runner]]:
         """Halves of a batch where that is worth it: on a GPU, which works on one while the other's symbols are read."""
-        if len(self._runners) < 2 or len(containers) < _WORTH_HALVING:
+        width, height = self.padded(containers[0].width, containers[0].height)
+        if len(self._runners) < 2 or len(containers) < 4 or len(containers) * width * height < _WORTH_HALVING:
             return [(containers, self._runners[0])]
         middle = (len(containers) + 1) // 2
         return list(zip((containers[:middle], containers[middle:]), self._runners, strict=True))
@@ -240,7 +242,7 @@ class Codec:
             return [reader.error for reader in readers if reader.error]
         pixels = len(containers) * width * height
         run = runner.run(("synthesise", self.tiling), self._synthesis, pixels, stages, heartbeat)
-        rgb_comes = run.fetch(run.send(y_hat))
+        rgb_comes = runner.to_host(run.send(y_hat))
         yield
         (rgb,) = rgb_comes()
         return [reader.error or padded for reader, padded in zip(readers, rgb, strict=True)]

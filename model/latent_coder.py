@@ -208,7 +208,7 @@ class LatentCoder:
         run = runner.run("read", program, len(readers) * h * w * STRIDE**2, stages, heartbeat)
         outputs = run.send(given.view(len(readers), c.hyper_channels, h // 4, w // 4))
         for _ in range(c.slices):
-            sigmas_come = run.fetch(outputs)
+            sigmas_come = runner.to_host(outputs)
             yield
             with stages("entropy"):  # while the device is busy
                 ways = [reader.guard(in_slice) for reader in readers]

@@ -28,7 +28,7 @@ from model.devices import index_of
 from model.stages import Heartbeat, Stages, unwatched
 
 _KEPT = 64
-"""Recordings; each holds its graphs' nodes (a few MB), what it is given and what it gives."""
+"""Recordings of a runner; each holds its graphs' nodes (a few MB), what it is given and what it gives."""
 _SEEN = 256
 _OFTEN = 4
 """Runs of a shape before it takes the place of another one's recording."""
@@ -54,7 +54,7 @@ class Pause:
 Steps = Generator[Pause, Tensor | None, None]
 Program = Callable[[Tensor, Heartbeat], Steps]
 """(its first tensor, called between its steps) -> its pauses."""
-Arrays = Callable[[], list[NDArray[Any]]]
+Arrival = Callable[[], list[NDArray[Any]]]
 """Waits for what is on its way to the host."""
 
 
@@ -86,6 +86,7 @@ class Runner:
         self._seen: OrderedDict[object, int] = OrderedDict()
         self._recordings: OrderedDict[object, _Recording] = OrderedDict()
         self._pool: Any = None  # of memory: recordings share it, since one runs at a time
+        self._untold = list[tuple[Stages, str, torch.cuda.Event, torch.cuda.Event]]()  # times of stages that may go on
         _runners.add(self)
 
     def run(self, name: object, program: Program, pixels: int, stages: Stages, heartbeat: Heartbeat = unwatched) -> Run:
@@ -124,14 +125,16 @@ class Runner:
         self._seen[key] = -sys.maxsize
 
     def forget(self) -> bool:
-        """Give back the memory of all recordings; whether there were any."""
+        """Give back the memory of all recordings, until a shape has been seen again; whether there were any."""
         any_kept = bool(self._recordings)
         self._recordings.clear()
+        self._seen = OrderedDict((key, count) for key, count in self._seen.items() if count < 0)
         self._pool = None
         return any_kept
 
-    def to_host(self, tensors: Sequence[Tensor]) -> Arrays:
+    def to_host(self, tensors: Sequence[Tensor]) -> Arrival:
         """Tensors as arrays: their way begins now, and does not wait for what the device is given later."""
+        untold, self._untold = self._untold, []
         if self.device.type != "cuda":
             arrays = [tensor.contiguous().numpy() for tensor in tensors]
             return lambda: arrays
@@ -143,9 +146,15 @@ class Runner:
 
         def arrive() -> list[NDArray[Any]]:
             there.synchronize()
+            for stages, stage, begin, end in untold:
+                stages.took(stage, begin.elapsed_time(end) / 1000)
             return [copy.numpy() for copy in copies]
 
         return arrive
+
+    def measured(self, stages: Stages, stage: str, begin: torch.cuda.Event, end: torch.cuda.Event) -> None:
+        """What the device was given between two events belongs to a stage; told when results have come to the host."""
+        self._untold.append((stages, stage, begin, end))
 
     def to_be_given(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor on the host to fill and send: in memory that the device reads without the processor's help."""
@@ -163,7 +172,6 @@ class Run:
         self._recording: _Recording | None = None
         self._steps: Steps | None = None
         self._place, self._key = 0, cast("object", None)
-        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     def send(self, given: Tensor) -> tuple[Tensor, ...]:
         """Give the program its next tensor; gives the outputs of the pause that has some, on the device."""
@@ -173,19 +181,6 @@ class Run:
             if pause.outputs:
                 return pause.outputs
             answer = None
-
-    def fetch(self, outputs: Sequence[Tensor]) -> Arrays:
-        """Outputs on their way to the host."""
-        coming, stages = self._runner.to_host(outputs), self._stages
-        events, self._events = self._events, []
-
-        def arrive() -> list[NDArray[Any]]:
-            arrays = coming()
-            for stage, start, end in events:
-                stages.took(stage, start.elapsed_time(end) / 1000)
-            return arrays
-
-        return arrive
 
     def _timed(self, given: Tensor | None) -> Pause:
         if self._runner.device.type != "cuda":
@@ -197,7 +192,7 @@ class Run:
         begin.record()
         pause = self._step(given)
         end.record()
-        self._events.append((pause.stage, begin, end))
+        self._runner.measured(self._stages, pause.stage, begin, end)
         return pause
 
     def _step(self, given: Tensor | None) -> Pause:

@@ -17,8 +17,8 @@ def unwatched() -> None:
 class Stages(dict[str, float]):
     """Seconds by stage, in the order of first use: `with stages("g_a"): …` adds to one.
 
-    A stage inside another counts for itself alone, so the stages add up to the whole: or to more where a device and the
-    processor worked side by side.
+    A stage inside another counts for itself alone, so the stages add up to the whole, or to more than it where
+    a device and the processor worked side by side.
 
     Attributes:
         spans: first beginning and last end of each stage, of `time.perf_counter`.
@@ -45,7 +45,7 @@ class Stages(dict[str, float]):
             self.spans[name] = (self.spans.get(name, (start, end))[0], end)
 
     def took(self, name: str, seconds: float) -> None:
-        """Add to a stage that was timed elsewhere and has just ended."""
+        """Add to a stage that was timed elsewhere and has ended about now."""
         end = time.perf_counter()
         self[name] = self.get(name, 0.0) + seconds
         self.spans[name] = (self.spans.get(name, (end - seconds, end))[0], end)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from model import Codec, fused, kernels, programs
+from model import codec as codec_module
 from model.attention import TransformerBlock
 from model.blocks import MixedBlock
 from model.container import read_container
@@ -152,6 +153,63 @@ def test_a_damaged_file_among_recorded_ones_fails_alone(on_gpu, photo):
             assert np.abs(one.astype(int) - together).mean() < 0.5
     assert isinstance(on_gpu.synthesise([other])[0], IncompatibleModel)
     assert isinstance(on_gpu.synthesise([sound[0]])[0], np.ndarray)
+
+
+@pytest.mark.gpu
+def test_a_batch_in_halves_reads_like_any(photo, monkeypatch):
+    """As it is, recorded, and replayed with other pictures: both halves without float64's help."""
+    monkeypatch.setattr(codec_module, "_WORTH_HALVING", 1)
+    codec, once = Codec.load("tcm-xs-mse-0.013", "cuda"), Codec.load("tcm-xs-mse-0.013", "cpu")
+    for turn in (0, 180, 0):
+        pictures = [photo.rotate(turn).crop((x, 0, x + 128, 128)) for x in (0, 60, 120, 180, 240)]
+        files = [read_container(once.encode(picture)) for picture in pictures]
+        found = codec.synthesise(files)
+        for file, padded in zip(files, found, strict=True):
+            wanted = once.decode_container(file).rgb.astype(int)
+            assert np.abs(codec.unpack(file, padded).rgb - wanted).mean() < 0.5
+    assert codec.retries == 0
+    for runner, count in zip(codec._runners, (3, 2), strict=True):
+        recorded = [(name, shape[0]) for name, shape, _ in runner._recordings]
+        assert sorted(recorded, key=str) == sorted([("read", count), (("synthesise", codec.tiling), count)], key=str)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_recording_that_fails_in_one_half(photo, monkeypatch, place):
+    """At once, it runs as it is; later, the batch fails, and the next one runs as it is."""
+    monkeypatch.setattr(codec_module, "_WORTH_HALVING", 1)
+    codec = Codec.load("tcm-xs-mse-0.013", "cuda")
+    files = [read_container(codec.encode(photo.crop((x, 0, x + 128, 128)))) for x in (0, 60, 120, 180)]
+    sound = codec.synthesise(files)
+    record = programs._Recording._record
+
+    def failing(self, given):
+        if self._pool == codec._runners[1]._pool and len(self._steps) == place:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return record(self, given)
+
+    monkeypatch.setattr(programs._Recording, "_record", failing)
+    if place:
+        with pytest.raises(RuntimeError, match="not permitted"):
+            codec.synthesise(files)
+    for _ in range(2):
+        for one, wanted in zip(codec.synthesise(files), sound, strict=True):
+            assert np.abs(one.astype(int) - wanted).mean() < 0.5
+    assert codec.retries == 0
+
+
+@pytest.mark.gpu
+def test_what_is_on_its_way_to_the_host_does_not_wait_for_later_work():
+    runner = programs.Runner(torch.device("cuda"))
+    source = torch.arange(1000, device="cuda")
+    arrive = runner.to_host([source])
+    torch.cuda._sleep(2_000_000_000)  # about a second
+    source.zero_()
+    busy = torch.cuda.Event()
+    busy.record()
+    (array,) = arrive()
+    assert not busy.query()
+    assert array[-1] == 999
 
 
 @pytest.mark.gpu

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
+from unittest import mock
+from weakref import ref
 
 import numpy as np
 import pytest
+import torch
 
 from model import codec as codec_module
 from model.container import read_container
@@ -42,6 +46,7 @@ def halved(codec, files, monkeypatch):
     """The codec with two runners, and what they say."""
     log = []
     monkeypatch.setattr(codec, "_runners", [Late(codec, name, log) for name in "ab"])
+    monkeypatch.setattr(codec_module, "_WORTH_HALVING", 1)
     return codec, log
 
 
@@ -65,9 +70,12 @@ def test_the_device_always_has_the_other_half_to_do(halved, files):
     assert len(log) == 2 * 2 * (codec.info.config.slices + 1)
 
 
-def test_few_files_are_not_halved(halved, files):
+def test_few_or_small_files_are_not_halved(halved, files, monkeypatch):
     codec, log = halved
-    codec.synthesise(files[: codec_module._WORTH_HALVING - 1])
+    codec.synthesise(files[:3])
+    assert {name for name, _ in log} == {"a"}
+    monkeypatch.setattr(codec_module, "_WORTH_HALVING", 5 * 128 * 128 + 1)
+    codec.synthesise(files)
     assert {name for name, _ in log} == {"a"}
 
 
@@ -108,6 +116,37 @@ def test_a_file_that_needs_float64_is_read_again_in_its_half(halved, files, monk
     assert codec.retries == before + len(files) // 2
     for one, wanted in zip(found, sound, strict=True):
         np.testing.assert_allclose(one.astype(int), wanted.astype(int), atol=2)
+
+
+def test_memory_that_runs_out_in_one_half_is_free_at_the_next_attempt(halved, files, monkeypatch):
+    codec, _ = halved
+    sound = codec.synthesise(files)
+    forget = mock.Mock(return_value=True)
+    monkeypatch.setattr(codec_module, "forget_all", forget)
+    given, alive = [], []  # to either runner in the first attempt; of those, when the second begins
+
+    def limited(to_host):
+        def to_host_if_it_fits(tensors):
+            if forget.called:
+                alive.append(sum(tensor() is not None for tensor in given))
+                return to_host(tensors)
+            given.extend(map(ref, tensors))
+            if len(given) == 4:
+                raise torch.OutOfMemoryError
+            return to_host(tensors)
+
+        return to_host_if_it_fits
+
+    for runner in codec._runners:
+        monkeypatch.setattr(runner, "to_host", limited(runner.to_host))
+    gc.disable()
+    try:
+        again = codec.synthesise(files)
+    finally:
+        gc.enable()
+    assert alive[0] == 0
+    for one, wanted in zip(again, sound, strict=True):
+        np.testing.assert_array_equal(one, wanted)
 
 
 def test_work_in_halves_can_be_given_up(halved, files):
