@@ -1,8 +1,9 @@
-"""Image files <-> pixels, and what has to survive beside them: alpha, greyscale, ICC profile, EXIF, XMP.
+"""Image files -> pixels, and what has to survive beside them: alpha, greyscale, ICC profile, EXIF, XMP.
 
 What goes in comes back with the same size, mode family (L, LA, RGB, RGBA) and metadata. Conversions, once and stated:
-EXIF orientation is applied to the pixels and taken out of the metadata; 16-bit samples are rounded to 8; palette and
-CMYK become RGB (CMYK through its profile, which is then dropped); of an animation the first frame is taken.
+EXIF orientation is applied to the pixels and taken out of the metadata; 16-bit samples are rounded to 8 (of colour,
+their high bytes are taken); palette and CMYK become RGB (CMYK through its profile, which is then dropped); of an
+animation the first frame is taken.
 """
 
 from __future__ import annotations
@@ -10,36 +11,28 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from model import tiff
 from model.container import DEFAULT_MAX_PIXELS, MAX_METADATA, check_pixels
-from model.errors import CorruptImage, ModelError, OutputLimit, UnsupportedImage, reason
+from model.errors import CorruptImage, ModelError, UnsupportedImage, reason
 
 Pixels = NDArray[np.uint8]
 
 INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 """What is read: formats with a memory-safe enough decoder in Pillow; none that starts another program (EPS)."""
 
-OUTPUT_FORMATS: dict[str, dict[str, Any]] = {
-    "png": {"format": "PNG", "compress_level": 4},
-    "webp": {"format": "WEBP", "lossless": True, "exact": True, "quality": 50},
-    "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0, "optimize": True},
-    "avif": {"format": "AVIF", "quality": 90, "subsampling": "4:4:4"},
-    "tiff": {"format": "TIFF", "compression": "tiff_adobe_deflate"},
-}
-_ORIENTATION, _XMP = 274, 700
-# tags of a TIFF that lay out its pixels: part of the file, not of what it says about the photograph
-_TIFF_LAYOUT = {*range(254, 270), *range(273, 282), 284, 292, 293, 297, *range(301, 304), *range(317, 348),
-                *range(512, 522), *range(529, 533), _ORIENTATION, _XMP, 34377, 34675, 33723}  # fmt: skip
-_MAX_PARSED_EXIF = 256 << 10
-"""Bytes of EXIF that a writer takes apart: in Python, at some thirty times their size."""
-MAX_OUTPUT_SIDE = {"webp": 16383, "jpeg": 65500, "avif": 32768}
-"""Longest side that Pillow writes and reads back; the other formats hold any."""
-
+_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 258, 262, 274, 339
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+EXIF_PREFIX = b"Exif\0\0"
+"""Of EXIF in JPEG files; other formats leave it out, and so may who writes them."""
 Image.init()  # every plugin now, not in the middle of somebody's first request
 Image.MAX_IMAGE_PIXELS = None  # every reader here checks the header's size itself, before decoding
 PngImagePlugin.MAX_TEXT_CHUNK = 4 * MAX_METADATA  # a profile of more than 1 MiB would cost the picture
@@ -54,7 +47,7 @@ class Picture:
         grey: it came as greyscale and goes back as such.
         alpha: (H, W), or None for an opaque picture.
         icc: colour profile.
-        exif: EXIF block without orientation.
+        exif: EXIF block without orientation, behind the six bytes that JPEG has before it.
         xmp: XMP packet.
     """
 
@@ -170,17 +163,22 @@ def _bounded(block: bytes | str | None) -> bytes | None:
 
 def _upright(image: Image.Image) -> tuple[Image.Image, bytes | None, bytes | str | None]:
     """The image with its EXIF orientation applied, its EXIF without it, and its XMP."""
+    turn = None
     try:
         tags = image.getexif()
-        turned = ImageOps.exif_transpose(image) if tags.get(_ORIENTATION, 1) != 1 else image
+        turn = _TURNS.get(tags.get(_ORIENTATION, 1))
+        turned = ImageOps.exif_transpose(image) if turn is not None else image
         exif = turned.info.get("exif")
         if image.format == "TIFF":
-            for tag in _TIFF_LAYOUT & set(tags):
+            for tag in tiff.LAYOUT & set(tags):
                 del tags[tag]
             exif = tags.tobytes() if len(tags) else None
-        return turned, exif, turned.info.get("xmp")
-    except Exception:  # noqa: BLE001 - broken EXIF says nothing of the pixels
-        return image, None, image.info.get("xmp")
+        return turned, exif and EXIF_PREFIX + exif.removeprefix(EXIF_PREFIX), turned.info.get("xmp")
+    except Exception:  # noqa: BLE001 - one broken tag must not cost what another says of the pixels
+        xmp = image.info.get("xmp")
+        if turn is None:
+            return image, None, xmp
+        return image.transpose(turn), None, None if b"Orientation" in (_bounded(xmp) or b"") else xmp
 
 
 def _to_eight_bits(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bool]:
@@ -189,16 +187,12 @@ def _to_eight_bits(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, 
     transparent = "transparency" in image.info
     if mode == "F":
         raise UnsupportedImage("floating-point samples have no stated range: convert the image to 8 or 16 bits first")
-    if mode.startswith("I"):  # 16 bits, whatever Pillow calls it
-        samples = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        samples *= 255
-        samples += 32767
-        samples //= 65535
-        return Image.fromarray(samples.astype(np.uint8)), False
+    if mode.startswith("I"):
+        return _from_integers(image), False
     if mode == "CMYK":
         return _from_cmyk(image, icc), True
     if mode in ("P", "PA"):
-        return image.convert("RGBA" if transparent or mode == "PA" else "RGB"), False
+        return image.convert("RGBA" if image.has_transparency_data else "RGB"), False
     if mode in ("1", "L"):
         return image.convert("LA" if transparent else "L"), False
     if mode == "RGB":
@@ -208,6 +202,27 @@ def _to_eight_bits(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, 
     if mode in ("La", "RGBa"):
         return image.convert({"La": "LA", "RGBa": "RGBA"}[mode]), False
     return image.convert("RGB"), mode in ("LAB", "HSV")
+
+
+def _from_integers(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, whatever Pillow calls it; of TIFF's many kinds those whose range is known."""
+    tags = getattr(image, "tag_v2", {})
+    (bits, *_), (kind, *_) = tags.get(_BITS, (16,)), tags.get(_SAMPLE_FORMAT, (1,))
+    if bits > 16 or kind != 1:
+        raise UnsupportedImage("integers of 32 bits or with a sign have no stated range: convert to 8 or 16 bits first")
+    most = (1 << bits) - 1
+    stored = np.asarray(image)
+    samples = np.clip(stored, 0, most).astype(np.uint32)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero
+        samples = most - samples
+    samples *= 255
+    samples += most // 2
+    samples //= most
+    grey = Image.fromarray(samples.astype(np.uint8))
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey.putalpha(Image.fromarray(np.where(stored == key, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _from_cmyk(image: Image.Image, icc: bytes | None) -> Image.Image:
@@ -224,7 +239,7 @@ def _from_cmyk(image: Image.Image, icc: bytes | None) -> Image.Image:
 
 def to_pil(picture: Picture) -> Image.Image:
     """The picture as a PIL image in L, LA, RGB or RGBA; metadata lie in `info`, where Pillow looks for them."""
-    image = Image.fromarray(_mean_of_channels(picture.rgb) if picture.grey else picture.rgb)
+    image = Image.fromarray(mean_of_channels(picture.rgb) if picture.grey else picture.rgb)
     if picture.alpha is not None:
         image.putalpha(Image.fromarray(picture.alpha))
     for key, block in (("icc_profile", picture.icc), ("exif", picture.exif), ("xmp", picture.xmp)):
@@ -233,56 +248,7 @@ def to_pil(picture: Picture) -> Image.Image:
     return image
 
 
-def _mean_of_channels(rgb: Pixels) -> Pixels:
+def mean_of_channels(rgb: Pixels) -> Pixels:
+    """Rounded: (H, W)."""
     mean: Pixels = ((rgb.astype(np.uint16).sum(axis=2) + 1) // 3).astype(np.uint8)
     return mean
-
-
-def write_image(picture: Picture, file_format: str) -> bytes:
-    """An image file: png, webp and tiff lossless, jpeg and avif at high quality.
-
-    JPEG has no alpha: the picture is laid on white.
-
-    Raises:
-        OutputLimit: the format is not known or cannot hold so large a picture.
-    """
-    if file_format not in OUTPUT_FORMATS:
-        raise OutputLimit(f"no output format {file_format!r}; known are {', '.join(OUTPUT_FORMATS)}")
-    side = max(picture.width, picture.height)
-    if side > MAX_OUTPUT_SIDE.get(file_format, side):
-        raise OutputLimit(f"{file_format} holds sides up to {MAX_OUTPUT_SIDE[file_format]}: ask for png or tiff")
-    image = to_pil(picture)
-    if file_format == "jpeg" and picture.alpha is not None:
-        ground = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(ground, image.convert("RGBA")).convert("L" if picture.grey else "RGB")
-    out = io.BytesIO()
-    try:
-        image.save(out, **OUTPUT_FORMATS[file_format], **_metadata_options(picture, file_format))
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError):
-        # metadata that this format's writer refuses must not cost the picture; nor must Pillow's buffer for optimised
-        # JPEGs, which noise does not fit
-        out = io.BytesIO()
-        image.save(out, **OUTPUT_FORMATS[file_format] | {"optimize": False}, icc_profile=picture.icc)
-    return out.getvalue()
-
-
-def _metadata_options(picture: Picture, file_format: str) -> dict[str, Any]:
-    """Where each of Pillow's writers wants the profile, EXIF and XMP."""
-    longest = 65_500 if file_format == "jpeg" else MAX_METADATA  # a JPEG segment
-    xmp = picture.xmp if picture.xmp is not None and len(picture.xmp) <= longest else None
-    longest = min(longest, _MAX_PARSED_EXIF) if file_format in ("avif", "tiff") else longest
-    exif = picture.exif if picture.exif is not None and len(picture.exif) <= longest else None
-    options: dict[str, Any] = {"icc_profile": picture.icc}
-    if exif is not None:
-        options["exif"] = exif
-    if xmp is not None and file_format == "png":
-        text = options["pnginfo"] = PngImagePlugin.PngInfo()
-        text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
-    elif xmp is not None and file_format == "tiff":
-        tags = Image.Exif()
-        tags.load(exif or b"")
-        tags[_XMP] = xmp
-        options["exif"] = tags
-    elif xmp is not None:
-        options["xmp"] = xmp
-    return options

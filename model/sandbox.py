@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,15 @@ SECONDS = 30.0
 _MEMORY = 512 << 20
 _BYTES_A_PIXEL = 24  # decoder, its picture and ours, in whatever mode they come
 _PATIENCE = 300.0  # seconds of the clock for an answer, on a machine that has other work
+_HOME = str(Path(__file__).resolve().parents[1])
+_PROGRAM = """
+import sys
+home = sys.argv.pop(1)
+if home not in sys.path:  # -P: whatever lies in the working directory is not ours, though it may be called so
+    sys.path.insert(0, home)
+from model.sandbox_process import main
+main()
+"""
 _VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 _READABLE = {cls.code: cls for cls in (errors.UnsupportedImage, errors.CorruptImage, errors.TooManyPixels)}
 
@@ -132,7 +142,7 @@ class _Process:
     def __init__(self, memory: int) -> None:
         self._shared = _file_in_memory()
         self._child = subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
-            [sys.executable, "-m", "model.sandbox_process", str(self._shared), str(memory)],
+            [sys.executable, "-P", "-c", _PROGRAM, _HOME, str(self._shared), str(memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,  # a second answer must stay in the pipe, where `select` sees it

@@ -23,7 +23,8 @@ _AVIF_THREADS = 2
 def main() -> None:
     """Arguments: the file in memory, and the bytes of memory beyond those that the program itself takes."""
     shared, memory = int(sys.argv[1]), int(sys.argv[2])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes our input
+    for end in (signal.SIGINT, signal.SIGTERM):  # are for the parent, which lets us finish and closes our input
+        signal.signal(end, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the end of the time of a file is the end of the process
     warnings.simplefilter("ignore")  # Pillow's, of a stranger's metadata
     AvifImagePlugin.DEFAULT_MAX_THREADS = _AVIF_THREADS

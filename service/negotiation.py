@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from model.pixels import MAX_OUTPUT_SIDE
+from model.output import MAX_OUTPUT_SIDE
 from service.errors import NotAcceptable
 
 

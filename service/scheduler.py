@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 from model.container import Container, read_container
 from model.latent_coder import Analysis
-from model.pixels import Picture, Pixels, write_image
+from model.output import write_image
+from model.pixels import Picture, Pixels
 from model.sandbox import Sandbox
 from model.stages import Stages
 from model.zoo import ZooEntry

@@ -126,7 +126,7 @@ def decode(
     with one_line_errors():
         from model.codec import Codec
         from model.container import read_container
-        from model.pixels import write_image
+        from model.output import write_image
         from model.zoo import Zoo
 
         zoo = Zoo(model_dir)

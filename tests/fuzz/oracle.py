@@ -12,7 +12,8 @@ from model.codec import Codec
 from model.container import Container, read_container, write_container
 from model.entropy import Coder, SymbolMismatch
 from model.errors import ModelError
-from model.pixels import Picture, from_pil, read_image, to_pil, write_image
+from model.output import write_image
+from model.pixels import Picture, from_pil, read_image, to_pil
 from model.tables import SCALE_LEVELS, gaussian_tables, scale_table
 from tests.fuzz.mutate import damage
 

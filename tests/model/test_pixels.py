@@ -15,7 +15,8 @@ from PIL import Image, ImageCms, TiffImagePlugin
 from model.alpha import decode_alpha, encode_alpha
 from model.container import MAX_METADATA
 from model.errors import CorruptBitstream, CorruptImage, OutputLimit, TooManyPixels, UnsupportedImage
-from model.pixels import Picture, from_pil, read_image, to_pil, write_image
+from model.output import write_image
+from model.pixels import Picture, from_pil, read_image, to_pil
 from tests import bombs
 from tests.conftest import DATA
 
@@ -76,6 +77,57 @@ def test_sixteen_bits_are_rounded_to_eight():
         np.testing.assert_array_equal(picture.rgb[0, :, 0], np.rint(values[0] / 257))
 
 
+def a_tiff(bits: int, photometric: int, data: bytes, sample_format: int = 1) -> bytes:
+    """Two pixels of grey."""
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 200, 277: 1, 278: 1, 279: len(data)}
+    entries = [struct.pack("<HHLHH", tag, 3, 1, value, 0) for tag, value in (tags | {339: sample_format}).items()]
+    head = b"II*\0" + struct.pack("<LH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    return head.ljust(200, b"\0") + data
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (a_tiff(16, 1, struct.pack("<2H", 257, 65535)), [1, 255]),
+        (a_tiff(16, 0, struct.pack("<2H", 257, 65535)), [254, 0]),
+        (a_tiff(12, 1, bytes([0x00, 0x0F, 0xFF])), [0, 255]),
+        (a_tiff(8, 0, bytes([0, 255])), [255, 0]),
+    ],
+    ids=["16 bits", "16 bits, white is zero", "12 bits", "8 bits, white is zero"],
+)
+def test_greys_of_every_kind_of_tiff(file, expected):
+    assert read_image(file).rgb[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(("bits", "sample_format"), [(32, 1), (32, 2), (16, 2)])
+def test_integers_without_a_range_are_named(bits, sample_format):
+    with pytest.raises(UnsupportedImage, match="no stated range"):
+        read_image(a_tiff(bits, 1, bytes(8), sample_format))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_grey_that_means_transparent(bits):
+    values = np.array([0, 5, (1 << bits) - 1]).astype(f">u{bits // 8}")
+    header = struct.pack(">IIBBBBB", 3, 1, bits, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tRNS", struct.pack(">H", 5)), (b"IDAT", zlib.compress(b"\0" + values.tobytes())),
+              (b"IEND", b"")]  # fmt: skip
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    picture = read_image(data)
+    assert picture.grey
+    assert picture.alpha is not None
+    assert picture.alpha.tolist() == [[255, 0, 255]]
+
+
+def test_a_palette_with_alpha_of_its_own():
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    image.paste((0, 255, 0, 255), (0, 0, 4, 4))
+    picture = from_pil(image.quantize())
+    assert picture.alpha is not None
+    np.testing.assert_array_equal(picture.alpha, np.asarray(image)[..., 3])
+
+
 def test_sixteen_bit_colour_png():
     """Pillow gives the high bytes; stated in the docs."""
     raw = b"\0" + struct.pack(">6H", 0x1234, 0x8000, 0xFFFF, 0, 0x00FF, 0xFF00)
@@ -116,6 +168,25 @@ def test_orientation_is_applied_and_taken_out(orientation):
     kept.load(picture.exif or b"")
     assert kept.get(0x010E) == "a description"
     assert kept.get(0x0112, 1) == 1
+
+
+def exif_of(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF of these tags, of whatever type: number, type, count, value of at most four bytes."""
+    packed = [struct.pack("<HHL", tag, kind, count) + value.ljust(4, b"\0") for tag, kind, count, value in entries]
+    return b"Exif\0\0II*\0" + struct.pack("<LH", 8, len(packed)) + b"".join(packed) + bytes(4)
+
+
+@pytest.mark.parametrize("broken", [(282, 2, 3, b"72"), (296, 2, 2, b"2"), (40965, 2, 2, b"x")])
+def test_a_broken_tag_does_not_lay_a_picture_on_its_side(broken):
+    """Found by reading: what Pillow could not write again cost the orientation, too."""
+    image = Image.new("L", (64, 48))
+    image.paste(255, (0, 0, 64, 8))
+    xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/' tiff:Orientation='6'/>"
+    file = file_of(image, "JPEG", exif=exif_of((274, 3, 1, struct.pack("<H", 6)), broken), xmp=xmp)
+    picture = read_image(file)
+    assert (picture.width, picture.height) == (48, 64)
+    assert picture.rgb[:, 44:].mean() > 250  # what was on top is at the right
+    assert picture.xmp is None or b"Orientation" not in picture.xmp
 
 
 def test_broken_exif_costs_nothing():

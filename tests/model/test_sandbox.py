@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import model
 from model.errors import CorruptImage, ModelError, TooManyPixels, UnsupportedImage
 from model.pixels import Picture, read_image
 from model.sandbox import Sandbox
@@ -99,10 +100,12 @@ def test_time_has_an_end(sandbox):
     assert sandbox.read_image((DATA / "photo.png").read_bytes()).width == 384
 
 
-def test_memory_has_an_end(sandbox):
+def test_memory_has_an_end():
+    sandbox = Sandbox(max_pixels=1 << 20)  # with time enough to fill it on any machine
     with pytest.raises(CorruptImage, match="MiB of memory"):
         sandbox.read_image(bombs.file_of(Image.new("1", (30_000, 30_000)), "PNG"), max_pixels=10**9)
     assert sandbox.read_image((DATA / "photo.png").read_bytes()).width == 384
+    sandbox.close()
 
 
 def test_a_crash_costs_one_file(sandbox):
@@ -118,6 +121,33 @@ def test_a_crash_costs_one_file(sandbox):
         os.kill(victim._child.pid, signal.SIGSEGV)
         with pytest.raises(CorruptImage, match="crashed"):
             work.result()
+
+
+def test_a_service_manager_that_stops_all_processes_costs_no_file(sandbox):
+    """systemd sends SIGTERM to every process of a unit, and the parent finishes what it has begun."""
+    data = (DATA / "photo.png").read_bytes()
+    sandbox.read_image(data)
+    process = sandbox._idle[-1]
+    os.kill(process._child.pid, signal.SIGTERM)
+    assert sandbox.read_image(data).width == 384
+    assert process.alive()
+
+
+def test_what_lies_in_the_working_directory_is_not_run(tmp_path):
+    """A package called model is nothing rare where people work with models."""
+    (tmp_path / "model").mkdir()
+    for name in ("__init__", "sandbox_process"):
+        (tmp_path / "model" / f"{name}.py").write_text("raise SystemExit('not ours')")
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(model.__file__).parents[1])!r}); "
+        "from model.sandbox import Sandbox; box = Sandbox(); "
+        f"print(box.read_image(open({str(DATA / 'photo.png')!r}, 'rb').read()).width); box.close()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], cwd=tmp_path, env=environment, check=True, stdout=subprocess.PIPE
+    )
+    assert done.stdout.split() == [b"384"]
 
 
 def test_processes_end_with_their_parent():

@@ -1,0 +1,99 @@
+"""Pixels -> image files, with what belongs to them as far as each format holds it."""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from model import tiff
+from model.container import MAX_METADATA
+from model.errors import OutputLimit
+from model.pixels import EXIF_PREFIX, Picture, mean_of_channels, to_pil
+
+OUTPUT_FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG", "compress_level": 4},
+    "webp": {"format": "WEBP", "lossless": True, "exact": True, "quality": 50},
+    "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0, "optimize": True},
+    "avif": {"format": "AVIF", "quality": 90, "subsampling": "4:4:4"},
+    "tiff": {},  # written by model/tiff.py
+}
+_MAX_PARSED_EXIF = 256 << 10
+"""Bytes of EXIF that a writer takes apart: in Python, at some thirty times their size."""
+MAX_OUTPUT_SIDE = {"webp": 16383, "jpeg": 65500, "avif": 32768}
+"""Longest side that Pillow writes and reads back; the other formats hold any."""
+
+
+def write_image(picture: Picture, file_format: str) -> bytes:
+    """An image file: png, webp and tiff lossless, jpeg and avif at high quality.
+
+    JPEG has no alpha: the picture is laid on white.
+
+    Raises:
+        OutputLimit: the format is not known or cannot hold so large a picture.
+    """
+    if file_format not in OUTPUT_FORMATS:
+        raise OutputLimit(f"no output format {file_format!r}; known are {', '.join(OUTPUT_FORMATS)}")
+    side = max(picture.width, picture.height)
+    if side > MAX_OUTPUT_SIDE.get(file_format, side):
+        raise OutputLimit(f"{file_format} holds sides up to {MAX_OUTPUT_SIDE[file_format]}: ask for png or tiff")
+    if file_format == "tiff":
+        return _write_tiff(picture)
+    image = to_pil(picture)
+    if file_format == "jpeg" and picture.alpha is not None:
+        ground = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(ground, image.convert("RGBA")).convert("L" if picture.grey else "RGB")
+    out = io.BytesIO()
+    try:
+        image.save(out, **OUTPUT_FORMATS[file_format], **_metadata_options(picture, file_format))
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - Pillow raises anything on metadata of another kind than its own
+        # metadata that this format's writer refuses must not cost the picture; nor must Pillow's buffer for optimised
+        # JPEGs, which noise does not fit
+        out = io.BytesIO()
+        image.save(out, **OUTPUT_FORMATS[file_format] | {"optimize": False}, icc_profile=picture.icc)
+    return out.getvalue()
+
+
+def _write_tiff(picture: Picture) -> bytes:
+    planes = [mean_of_channels(picture.rgb)[..., None] if picture.grey else picture.rgb]
+    if picture.alpha is not None:
+        planes.append(picture.alpha[..., None])
+    samples = np.concatenate(planes, axis=2) if len(planes) > 1 else planes[0]
+    write = partial(tiff.write_tiff, samples, icc=picture.icc, xmp=picture.xmp, alpha=picture.alpha is not None)
+    try:
+        return write(exif=_parsed(picture.exif))
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - Pillow raises anything on tags of another type than theirs
+        return write(exif=Image.Exif())  # what cannot be written must not cost the picture
+
+
+def _parsed(exif: bytes | None) -> Image.Exif:
+    tags = Image.Exif()
+    if exif is not None and len(exif) <= _MAX_PARSED_EXIF:
+        tags.load(EXIF_PREFIX + exif.removeprefix(EXIF_PREFIX))
+    return tags
+
+
+def _metadata_options(picture: Picture, file_format: str) -> dict[str, Any]:
+    """Where each of Pillow's writers wants the profile, EXIF and XMP."""
+    longest = 65_500 if file_format == "jpeg" else MAX_METADATA  # a JPEG segment
+    xmp = picture.xmp if picture.xmp is not None and len(picture.xmp) <= longest else None
+    longest = min(longest, _MAX_PARSED_EXIF) if file_format == "avif" else longest
+    exif = None if picture.exif is None else EXIF_PREFIX + picture.exif.removeprefix(EXIF_PREFIX)
+    if exif is not None and len(exif) > longest:
+        exif = None
+    options: dict[str, Any] = {"icc_profile": picture.icc}
+    if exif is not None:
+        options["exif"] = exif
+    if xmp is not None and file_format == "png":
+        text = options["pnginfo"] = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+    elif xmp is not None:
+        options["xmp"] = xmp
+    return options

@@ -1,0 +1,85 @@
+"""TIFF files with all of a photograph's EXIF: Pillow's own compressed ones hold no directories inside directories."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin, TiffTags
+
+LAYOUT = {*range(254, 270), *range(273, 282), 284, 292, 293, 297, *range(301, 304), *range(317, 348), *range(512, 522),
+          *range(529, 533), TiffImagePlugin.XMP, 34377, 34675, 33723}  # fmt: skip
+"""Tags that lay out a file's pixels, and what has a place of its own: they are no part of a photograph's EXIF."""
+_STRIP = 1 << 18
+_DEFLATE, _DIFFERENCES, _UNASSOCIATED = 8, 2, 2
+_PREDICTOR = 317
+_EXIF, _INTEROPERABILITY = 0x8769, 0xA005
+
+
+def write_tiff(
+    samples: NDArray[np.uint8], exif: Image.Exif, icc: bytes | None, xmp: bytes | None, *, alpha: bool
+) -> bytes:
+    """A file of one picture, deflated losslessly.
+
+    Args:
+        samples: (H, W, channels), alpha last if there is any.
+        exif: what is said of the photograph; tags that lay out pixels are left out.
+        icc: colour profile.
+        xmp: XMP packet.
+        alpha: whether there is.
+    """
+    height, width, channels = samples.shape
+    rows = max(1, _STRIP // (width * channels))
+    strips = [_deflated(samples[top : top + rows]) for top in range(0, height, rows)]
+    lengths = tuple(len(strip) for strip in strips)
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag in set(exif) - LAYOUT:
+        directory[tag] = _value(exif, tag)
+    directory.update(
+        {
+            TiffImagePlugin.IMAGEWIDTH: width,
+            TiffImagePlugin.IMAGELENGTH: height,
+            TiffImagePlugin.BITSPERSAMPLE: (8,) * channels,
+            TiffImagePlugin.COMPRESSION: _DEFLATE,
+            TiffImagePlugin.PHOTOMETRIC_INTERPRETATION: 1 if channels < 3 else 2,
+            TiffImagePlugin.SAMPLESPERPIXEL: channels,
+            TiffImagePlugin.ROWSPERSTRIP: rows,
+            TiffImagePlugin.PLANAR_CONFIGURATION: 1,
+            _PREDICTOR: _DIFFERENCES,
+        }
+    )
+    for tag, offsets in ((TiffImagePlugin.STRIPOFFSETS, _places(lengths)), (TiffImagePlugin.STRIPBYTECOUNTS, lengths)):
+        directory.tagtype[tag] = TiffTags.LONG
+        directory[tag] = offsets  # counted from the end of the directory, as Pillow wants them
+    if alpha:
+        directory[TiffImagePlugin.EXTRASAMPLES] = _UNASSOCIATED
+    if icc:
+        directory[TiffImagePlugin.ICCPROFILE] = icc
+    if xmp:
+        directory[TiffImagePlugin.XMP] = xmp
+    out = io.BytesIO()
+    directory.save(out)
+    out.writelines(strips)
+    return out.getvalue()
+
+
+def _deflated(rows: NDArray[np.uint8]) -> bytes:
+    differences = rows.copy()
+    differences[:, 1:] -= rows[:, :-1]
+    return zlib.compress(differences.reshape(-1).data)
+
+
+def _places(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(place) for place in np.cumsum((0, *lengths[:-1])))
+
+
+def _value(exif: Image.Exif, tag: int) -> Any:
+    if tag not in TiffTags.TAGS_V2_GROUPS:
+        return exif[tag]
+    inside = dict(exif.get_ifd(tag))
+    if tag == _EXIF and _INTEROPERABILITY in inside:
+        inside[_INTEROPERABILITY] = dict(exif.get_ifd(_INTEROPERABILITY))
+    return inside

@@ -1,0 +1,110 @@
+"""Image files that are written: the same picture, and what is said of it, in every format that can hold it."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import IFDRational
+
+from model.output import OUTPUT_FORMATS, write_image
+from model.pixels import Picture, read_image
+from model.tiff import write_tiff
+from tests.conftest import DATA
+
+EXPOSURE, PIXELS_ACROSS, INTEROPERABILITY = 0x829A, 0xA002, 0xA005
+EXIF, GPS = 0x8769, 0x8825
+
+
+def from_a_camera() -> Image.Exif:
+    """What every telephone writes: directories inside the directory."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x011A], exif[0x0128] = "a maker", IFDRational(300, 1), 2
+    exif[EXIF] = {EXPOSURE: IFDRational(1, 100), 0x9286: b"ASCII\0\0\0a comment", INTEROPERABILITY: {1: "R98"}}
+    exif[GPS] = {1: "N", 2: (IFDRational(52), IFDRational(31), IFDRational(12))}
+    return parsed(exif.tobytes())
+
+
+def parsed(exif: bytes | None) -> Image.Exif:
+    tags = Image.Exif()
+    tags.load(exif or b"")
+    return tags
+
+
+def file_of(image: Image.Image, file_format: str, **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, file_format, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("file_format", OUTPUT_FORMATS)
+@pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_what_a_camera_says_survives(source, file_format):
+    """Found by reading: a TIFF of any photograph with directories inside its EXIF failed."""
+    image, exif = Image.new("RGB", (24, 16), (200, 30, 60)), from_a_camera()
+    if source == "TIFF":  # Pillow writes none with EXIF in full
+        file = write_tiff(np.asarray(image), exif, None, None, alpha=False)
+    else:
+        file = file_of(image, source, exif=exif)
+    picture = read_image(file)
+    again = read_image(write_image(picture, file_format))
+    assert np.abs(again.rgb.astype(int) - picture.rgb).max() < 4
+    tags = parsed(again.exif)
+    assert tags[0x010F] == "a maker"
+    assert float(tags[0x011A]) == 300
+    inside = tags.get_ifd(EXIF)
+    assert float(inside[EXPOSURE]) == 0.01
+    assert inside[0x9286] == b"ASCII\0\0\0a comment"
+    assert tags.get_ifd(INTEROPERABILITY)[1] == "R98"
+    assert [float(part) for part in tags.get_ifd(GPS)[2]] == [52, 31, 12]
+
+
+@pytest.mark.parametrize("file_format", OUTPUT_FORMATS)
+@pytest.mark.parametrize("tag", [256, 258, 259, 262, 273, 277, 279, 284, 317, 338, 339])
+def test_exif_does_not_say_how_the_pixels_lie(file_format, tag):
+    """Found by reading: a JPEG whose EXIF has tags of another file's layout gave another picture as a TIFF."""
+    exif = Image.Exif()
+    exif[tag], exif[0x010E] = 5, "a description"
+    picture = Picture(np.full((8, 8, 3), (12, 130, 12), np.uint8), exif=exif.tobytes())
+    again = read_image(write_image(picture, file_format))
+    assert np.abs(again.rgb.astype(int) - picture.rgb).max() < 4
+    assert parsed(again.exif)[0x010E] == "a description"
+
+
+@pytest.mark.parametrize("file_format", OUTPUT_FORMATS)
+def test_exif_without_its_first_six_bytes(file_format):
+    """As it lies in WebP files."""
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    picture = Picture(np.zeros((8, 8, 3), np.uint8), exif=exif.tobytes().removeprefix(b"Exif\0\0"))
+    file = write_image(picture, file_format)
+    assert Image.open(io.BytesIO(file)).getexif()[0x010E] == "a description"
+    assert (read_image(file).exif or b"").startswith(b"Exif\0\0")
+
+
+@pytest.mark.parametrize("file_format", OUTPUT_FORMATS)
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"none", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x87\x69"])
+@pytest.mark.filterwarnings("ignore")
+def test_exif_that_is_none_costs_no_picture(file_format, exif):
+    picture = Picture(np.full((8, 8, 3), 77, np.uint8), exif=exif, xmp=b"\xff\xfe no XML")
+    assert np.abs(read_image(write_image(picture, file_format)).rgb.astype(int) - 77).max() < 4
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 700), (1000, 301), (300_000, 2)])
+def test_tiffs_of_many_strips(mode, size):
+    channels = len(mode)
+    samples = np.random.default_rng(0).integers(0, 256, (size[1], size[0], channels), np.uint8)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    file = write_tiff(samples, from_a_camera(), profile, b"<xmp/>", alpha=mode.endswith("A"))
+    image = Image.open(io.BytesIO(file))
+    assert image.mode == mode
+    assert image.info["icc_profile"] == profile
+    np.testing.assert_array_equal(np.asarray(image).reshape(samples.shape), samples)
+
+
+def test_a_tiff_is_smaller_than_its_pixels():
+    photograph = read_image((DATA / "photo.png").read_bytes())
+    assert len(write_image(photograph, "tiff")) < 0.8 * photograph.rgb.size
