@@ -132,7 +132,7 @@ class Admission:
     @contextmanager
     def place(self) -> Iterator[Place]:
         """The place that the request in hand has; one of its own for work that has none yet."""
-        if place := _place.get(None):
+        if (place := _place.get(None)) and not place.left:
             yield place
             return
         place = self.enter()

@@ -11,6 +11,7 @@ from starlette.types import Scope
 from model import errors as model_errors
 from service import errors
 from service.identity import Record
+from service.methods import allowed
 
 log = structlog.get_logger()
 
@@ -64,6 +65,8 @@ def _invalid(error: RequestValidationError) -> errors.InvalidParameter:
 def answer(scope: Scope, error: Exception) -> Response:
     """The response to an exception. What the client is not told is logged."""
     problem = as_problem(error)
+    if isinstance(problem, errors.MethodNotAllowed):
+        problem.headers["Allow"] = allowed(scope)
     record = Record.of(scope)
     record.problem = problem
     if isinstance(problem, errors.InternalError | errors.ModelUnavailable):

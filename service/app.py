@@ -15,12 +15,12 @@ import structlog
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 
 from model.devices import pick_device
 from model.zoo import Zoo, ZooEntry
 from service import answers, openapi
 from service.admission import Admission, Gate
+from service.connection import Connection
 from service.context import Context
 from service.cors import Cors
 from service.headers import SecurityHeaders
@@ -93,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
         signing=SigningKeys(settings.signing_keys.get_secret_value()) if settings.signing_keys else None,
     )
     measured.models(entry.name for entry in zoo.entries())
+    measured.unread.set_function(lambda: Connection.unread)
     measured.ready.set_function(lambda: context.health.reason is None)
     preloaded = _preloaded(settings, zoo)
 
@@ -129,8 +130,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.context = context
     for resource in (encode, decode, bitstreams, image, models, problems, probes, metrics, page):
         app.include_router(resource.router)
-    app.mount("/static/swagger", StaticFiles(directory=page.SWAGGER), name="swagger")
-    app.mount("/static", StaticFiles(directory=page.WEB), name="static")
+    app.mount("/static/swagger", page.Assets(directory=page.SWAGGER), name="swagger")
+    app.mount("/static", page.Assets(directory=page.WEB), name="static")
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Gate, admission=admission)
     app.add_middleware(LastResort)

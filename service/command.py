@@ -95,6 +95,7 @@ def _serve(settings: Settings) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        reset_contextvars=True,  # or what is pipelined behind a request begins with its context
         timeout_graceful_shutdown=settings.timeout_ms // 1000 + 1,  # no request lives longer
     )
     with contextlib.suppress(KeyboardInterrupt), listener:

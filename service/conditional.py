@@ -25,6 +25,13 @@ def client_has(if_none_match: str | None, current: Callable[[str], bool]) -> str
     return next((tag for tag in _TAG.findall(if_none_match) if current(tag)), None)
 
 
+def is_meant(if_match: str | None, etag: str) -> bool:
+    """Whether a request that says `If-Match` is about the representation of this strong entity tag, or about any."""
+    if if_match is None or if_match.strip() == "*":
+        return True
+    return etag in (tag.strip() for tag in if_match.split(","))
+
+
 def wanted_range(header: str | None, if_range: str | None, etag: str, size: int) -> slice | None:
     """The one range of bytes that is asked for; None for all of them.
 

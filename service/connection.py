@@ -19,12 +19,14 @@ class Connection(HttpToolsProtocol):
         read_rate: bytes a second that it must have read since; an answer stays in memory until it is read.
         linger_seconds: that the rest of a body may take once the request has been answered.
         max_framing: bytes in a row that are no body: chunk extensions, trailers.
+        unread: bytes of answers that wait for their clients, of all connections of the process.
     """
 
     read_seconds: ClassVar[float] = 30.0
     read_rate: ClassVar[float] = 16 << 10
     linger_seconds: ClassVar[float] = 5.0
     max_framing: ClassVar[int] = 1 << 20
+    unread: ClassVar[int] = 0
 
     _pace: asyncio.TimerHandle | None = None
     _linger: asyncio.TimerHandle | None = None
@@ -40,6 +42,7 @@ class Connection(HttpToolsProtocol):
         """Nothing is left to wait for."""
         _cancel(self._pace)
         _cancel(self._linger)
+        self._count(0)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -78,12 +81,13 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """There is something that the client has not read."""
         super().pause_writing()
-        self._unread = self.transport.get_write_buffer_size()
+        self._count(self.transport.get_write_buffer_size())
         self._pace = self.loop.call_later(self.read_seconds, self._look)
 
     def resume_writing(self) -> None:
         """It has read everything."""
         _cancel(self._pace)
+        self._count(0)
         super().resume_writing()
 
     def _look(self) -> None:
@@ -92,8 +96,12 @@ class Connection(HttpToolsProtocol):
             log.info("connection cut", reason="the client does not read its answer", unread=unread)
             self.transport.abort()
             return
-        self._unread = unread
+        self._count(unread)
         self._pace = self.loop.call_later(self.read_seconds, self._look)
+
+    def _count(self, unread: int) -> None:
+        Connection.unread += unread - self._unread
+        self._unread = unread
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

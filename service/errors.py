@@ -248,6 +248,15 @@ class UnsupportedBitstream(Problem):
     status, code = 415, "unsupported-bitstream"
 
 
+class PreconditionFailed(Problem):
+    """What is there is not what `If-Match` names.
+
+    Nothing was done. The entity tag of a bitstream is its id, in quotes.
+    """
+
+    status, code = 412, "precondition-failed"
+
+
 class RangeNotSatisfiable(Problem):
     """The range that was asked for begins behind the end.
 

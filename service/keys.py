@@ -128,11 +128,13 @@ def edit(path: Path) -> Iterator[list[Key]]:
 
 
 def _write(path: Path, keys: list[Key]) -> None:
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+    before = path.stat() if path.exists() else None
     rows = [key.model_dump(mode="json") | {"scopes": sorted(key.scopes)} for key in keys]
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as beside:
         try:
-            os.fchmod(beside.fileno(), mode)
+            os.fchmod(beside.fileno(), before.st_mode & 0o777 if before else 0o600)
+            if before and (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                _give_to(beside.fileno(), before)  # who wrote it first must go on reading it, whoever changes it
             beside.write(json.dumps({"keys": rows}, indent=2) + "\n")
             beside.flush()
             os.fsync(beside.fileno())
@@ -140,6 +142,14 @@ def _write(path: Path, keys: list[Key]) -> None:
         except BaseException:
             Path(beside.name).unlink(missing_ok=True)
             raise
+
+
+def _give_to(descriptor: int, before: os.stat_result) -> None:
+    try:
+        os.fchown(descriptor, before.st_uid, before.st_gid)
+    except PermissionError as error:
+        owner = f"{before.st_uid}:{before.st_gid}"
+        raise PermissionError(f"it belongs to {owner}: change it as that user, or as root") from error
 
 
 class Keys:

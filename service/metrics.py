@@ -130,7 +130,10 @@ class Metrics:
             registry=registry,
         )
         self.reconstruction_cache = Gauge(
-            "tcm_reconstruction_cache_bytes", "Pictures that are kept in memory.", registry=registry
+            "tcm_reconstruction_cache_bytes", "Pictures and bitstreams that are kept in memory.", registry=registry
+        )
+        self.unread = Gauge(
+            "tcm_unread_answer_bytes", "Bytes of answers that clients have not read yet.", registry=registry
         )
         self.keys_loaded = Gauge("tcm_keys_loaded", "API keys, expired ones included.", registry=registry)
         self.keys_healthy = Gauge(

@@ -43,6 +43,8 @@ class Protocol(Connection):
         super().data_received(data)
         if self._head is not None and self._head > self.max_head:
             self._refuse(HeadersTooLarge(f"request line and headers have more than {self.max_head} bytes"))
+        elif self._forgotten():
+            self._watch()
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
@@ -63,6 +65,12 @@ class Protocol(Connection):
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are no HTTP."""
         self._refuse(MalformedRequest(msg))
+
+    def _forgotten(self) -> bool:
+        """No request is under way, and nothing would ever end the connection: uvicorn's timer ends with any byte."""
+        cycle: Any = self.cycle
+        idle = self._head is not None and not self.pipeline and (cycle is None or cycle.response_complete)
+        return idle and not (self._timer or self.timeout_keep_alive_task or self.transport.is_closing())
 
     def _watch(self) -> None:
         self._unwatch()

@@ -24,7 +24,12 @@ class Opened:
     """A stored bitstream, read and checked."""
 
     container: Container
-    memory: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes, metadata inflated: a file of a few kilobytes may hold megabytes of them."""
+        c = self.container
+        return sum(len(part) for part in (c.payload, c.alpha, c.icc, c.exif, c.xmp) if part is not None)
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,8 @@ class Reconstructions:
     def __init__(self, store: Store, scheduler: Scheduler, zoo: Zoo, metrics: Metrics, max_bytes: int) -> None:
         self._store, self._scheduler, self._zoo, self._metrics = store, scheduler, zoo, metrics
         self._opened: SharedCache[Opened] = SharedCache(max_bytes // _BITSTREAMS)
-        self._images: SharedCache[Reconstruction] = SharedCache(
-            max_bytes - max_bytes // _BITSTREAMS, metrics.reconstruction_cache.set
-        )
+        self._images: SharedCache[Reconstruction] = SharedCache(max_bytes - max_bytes // _BITSTREAMS)
+        metrics.reconstruction_cache.set_function(lambda: self._opened.memory + self._images.memory)
 
     async def open(self, digest: str, stages: Stages) -> Container:
         """A stored bitstream, taken apart.
@@ -76,7 +80,7 @@ class Reconstructions:
         async def make() -> Opened:
             with stages("store"):
                 data = await self._store.get(digest)
-            return Opened(await self._scheduler.inspect(data, stages=stages), len(data))
+            return Opened(await self._scheduler.inspect(data, stages=stages))
 
         opened, _ = await self._opened.get(digest, make)
         return opened.container

@@ -136,6 +136,12 @@ class Settings(BaseSettings):
     max_queue_pixels: PositiveInt = Field(
         100_000_000, description="Most pixels of all those together; a single image may be larger."
     )
+    max_unread_bytes: ByteSize = Field(
+        ByteSize(1 << 30),
+        gt=0,
+        description="Most bytes of answers that may wait for slow clients to read them; an image or a bitstream beyond "
+        "is answered with 503.",
+    )
     quota_per_minute: PositiveInt | None = Field(
         None,
         description="Requests for work that the API keys of one name may make in a minute, or each network address "

@@ -33,13 +33,15 @@ class SharedCache(Generic[V]):
 
     Args:
         max_bytes: of the values that are kept; larger ones are made and not kept.
-        changed: told how many bytes are kept, whenever that changes.
+
+    Attributes:
+        memory: of all that are kept, in bytes.
     """
 
-    def __init__(self, max_bytes: int, changed: Callable[[int], None] = lambda _: None) -> None:
-        self._max_bytes, self._changed = max_bytes, changed
+    def __init__(self, max_bytes: int) -> None:
+        self.memory = 0
+        self._max_bytes = max_bytes
         self._kept: OrderedDict[Any, V] = OrderedDict()  # the least recently used first
-        self._bytes = 0
         self._flights: dict[Any, _Flight[V]] = {}
 
     async def get(self, key: Any, make: Callable[[], Awaitable[V]]) -> tuple[V, str]:
@@ -71,7 +73,6 @@ class SharedCache(Generic[V]):
             self._forget(key)
         for key in [key for key in self._flights if belongs(key)]:
             del self._flights[key]  # its waiters get their value; it is not kept
-        self._changed(self._bytes)
 
     async def _make(self, key: Any, make: Callable[[], Awaitable[V]]) -> V:
         try:
@@ -94,10 +95,9 @@ class SharedCache(Generic[V]):
         if value.memory > self._max_bytes:
             return
         self._kept[key] = value
-        self._bytes += value.memory
-        while self._bytes > self._max_bytes:
+        self.memory += value.memory
+        while self.memory > self._max_bytes:
             self._forget(next(iter(self._kept)))
-        self._changed(self._bytes)
 
     def _forget(self, key: Any) -> None:
-        self._bytes -= self._kept.pop(key).memory
+        self.memory -= self._kept.pop(key).memory

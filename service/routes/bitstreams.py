@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from model.container import MAGIC, MEDIA_TYPE, Container, write_container
 from service import access, auth, errors, openapi
-from service.conditional import client_has, wanted_range
+from service.conditional import client_has, is_meant, wanted_range
 from service.context import Here
 from service.file_answer import FileAnswer
 from service.identity import Record
@@ -170,6 +170,7 @@ _BYTES: dict[int | str, dict[str, Any]] = {
     responses=openapi.problems(
         *access.PROBLEMS,
         *STORE_PROBLEMS,
+        errors.Saturated,
         errors.BitstreamNotFound,
         errors.RangeNotSatisfiable,
         errors.DamagedBitstream,
@@ -221,11 +222,19 @@ async def read(
     summary="Delete a bitstream",
     dependencies=[auth.ADMIN],
     response_class=Response,
-    responses=openapi.problems(*auth.PROBLEMS, *STORE_PROBLEMS, errors.BitstreamNotFound)
+    responses=openapi.problems(*auth.PROBLEMS, *STORE_PROBLEMS, errors.BitstreamNotFound, errors.PreconditionFailed)
     | {204: {"description": "It is gone. Caches between may still have it."}},
 )
-async def delete(request: Request, here: Here, digest: Id, timeout_ms: TimeoutMs = None) -> Response:
+async def delete(
+    request: Request,
+    here: Here,
+    digest: Id,
+    if_match: Annotated[str | None, Header(description="Delete it only if this is its entity tag.")] = None,
+    timeout_ms: TimeoutMs = None,
+) -> Response:
     """Remove a bitstream, sound or damaged, from the store."""
+    if not is_meant(if_match, f'"{digest}"'):
+        raise errors.PreconditionFailed(f'the entity tag of this bitstream is "{digest}"')
     async with Lifetime(request, seconds(here, timeout_ms)):
         here.reconstructions.forget(digest)
         await here.store.delete(digest)

@@ -20,6 +20,7 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 }
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", summary="Metrics", response_class=Response, responses=openapi.problems(*auth.PROBLEMS) | _TEXT)
 async def metrics(request: Request, here: Here) -> Response:
     """Counters and histograms in the text format of Prometheus, or OpenMetrics where that is preferred."""

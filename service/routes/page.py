@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fastapi import APIRouter
 from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 WEB = Path(__file__).parent.parent / "web"
 SWAGGER = Path(str(files("fastapi_swagger"))) / "resources"
@@ -28,12 +30,14 @@ _POLICY = "; ".join(
 router = APIRouter(include_in_schema=False)
 
 
+@router.head("/")
 @router.get("/")
 async def page() -> Response:
     """The page itself; its script and style lie under /static."""
     return _file("index.html", _POLICY)
 
 
+@router.head("/docs")
 @router.get("/docs")
 async def docs() -> Response:
     """Swagger UI, which writes styles into its elements."""
@@ -47,4 +51,25 @@ def _file(name: str, policy: str) -> Response:
         "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
         "Cache-Control": "no-cache",
     }
-    return FileResponse(WEB / name, headers=headers)
+    return _WholeFile(WEB / name, headers=headers)
+
+
+class _WholeFile(FileResponse):
+    """The framework's own ranges have refusals that are no problems; a page is small, and sent whole."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await super().__call__(_without_range(scope), receive, send)
+
+
+class Assets(StaticFiles):
+    """A folder of files that are sent whole."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send one of them."""
+        await super().__call__(_without_range(scope), receive, send)
+
+
+def _without_range(scope: Scope) -> Scope:
+    headers = [(name, value) for name, value in scope["headers"] if name not in (b"range", b"if-range")]
+    return {**scope, "headers": headers}

@@ -30,12 +30,14 @@ class ProblemType(BaseModel):
         )
 
 
+@router.head("/problems", include_in_schema=False)
 @router.get("/problems", summary="Every problem", responses=openapi.problems())
 async def problems() -> list[ProblemType]:
     """Every kind of problem that this service answers with."""
     return [ProblemType.of(problem) for problem in PROBLEMS.values()]
 
 
+@router.head("/problems/{code}", include_in_schema=False)
 @router.get("/problems/{code}", summary="One problem", responses=openapi.problems(NotFound, InvalidParameter))
 async def problem(code: str) -> ProblemType:
     """What a problem means and what to do about it."""

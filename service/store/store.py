@@ -35,7 +35,7 @@ class Store:
 
     def __init__(self, medium: Medium | None, metrics: Metrics, *, seconds: float, ttl: float | None) -> None:
         self._medium, self._metrics, self._seconds, self._ttl = medium, metrics, seconds, ttl
-        self._threads = Threads(CALLS)
+        self._threads = Threads(CALLS, seconds)
 
     @property
     def url(self) -> str | None:

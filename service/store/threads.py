@@ -16,10 +16,14 @@ class Threads:
     """A thread a call, at most `limit` at a time. Belongs to the event loop.
 
     An executor would not do: the interpreter waits for its threads when it ends.
+
+    Args:
+        limit: calls at a time.
+        seconds: after which one that was given up counts as hanging.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, seconds: float) -> None:
+        self._limit, self._seconds = limit, seconds
         self._free = asyncio.Semaphore(limit)
         self._hanging = 0
 
@@ -35,11 +39,16 @@ class Threads:
         loop = asyncio.get_running_loop()
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()  # from here on it cannot be cancelled, only given up
-        given_up = False
+        begun, hanging = loop.time(), False
 
         def ended() -> None:
             self._free.release()
-            self._hanging -= given_up
+            self._hanging -= hanging
+
+        def look() -> None:
+            nonlocal hanging
+            hanging = not future.done()
+            self._hanging += hanging
 
         def call() -> None:
             try:
@@ -53,7 +62,9 @@ class Threads:
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            if not future.done():
-                given_up = True
-                self._hanging += 1
+            left = begun + self._seconds - loop.time()
+            if left > 0.001:  # its client has left
+                loop.call_later(left, look)
+            else:
+                look()
             raise

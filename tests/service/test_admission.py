@@ -153,6 +153,18 @@ def test_retry_after_is_what_the_backlog_takes() -> None:
         admission.enter()
 
 
+def test_a_place_that_was_left_is_none() -> None:
+    """Whatever context a request begins in: with that of another, before it on the same connection, once."""
+    admission = Admission(Metrics(), max_items=1, max_pixels=10**6)
+    with admission.exempt():
+        with admission.place():
+            admission.enter().leave()
+        with admission.place() as place:
+            place.left = True
+        with admission.place(), pytest.raises(Saturated):
+            admission.enter()
+
+
 def test_an_estimate_that_turns_work_away_loses_weight() -> None:
     rate = Rate()
     rate.add(1, 1000, 10)

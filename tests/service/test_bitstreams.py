@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from model.container import read_container, write_container
+from model.container import MAX_METADATA, read_container, write_container
 from tests.conftest import psnr
 from tests.service.conftest import MODEL, Server, assert_problem, busy, image_file, open_image, wait_for
 
@@ -275,6 +275,31 @@ def test_deleting(server: Server, bitstream: bytes) -> None:
     assert_problem(server.client.delete(address), 404, "bitstream-not-found")
     assert fresh(server, bitstream, b"delete") == address
     assert server.client.get(address).status_code == 200
+
+
+def test_deleting_what_is_meant(server: Server, bitstream: bytes) -> None:
+    address = fresh(server, bitstream, b"if-match")
+    etag = server.client.get(address).headers["etag"]
+    for other in ('"other"', f"W/{etag}", ""):
+        assert_problem(server.client.delete(address, headers={"If-Match": other}), 412, "precondition-failed")
+    assert server.client.get(address).status_code == 200
+    assert server.client.delete(address, headers={"If-Match": f'"other", {etag}'}).status_code == 204
+
+
+def test_what_is_kept_counts_inflated(server: Server, bitstream: bytes) -> None:
+    """Found by reading: kilobytes of zlib streams were megabytes in memory, and counted as kilobytes."""
+    before, blocks = server.metric("tcm_reconstruction_cache_bytes"), 3
+    for i in range(6):
+        zeros = dict.fromkeys(("icc", "exif", "xmp"), bytes([i]) * MAX_METADATA)
+        data = write_container(dataclasses.replace(read_container(bitstream), **zeros))
+        assert len(data) < len(bitstream) + 20_000
+        address = server.client.post("/v1/bitstreams", content=data).headers["location"]
+        answer = server.client.get(f"{address}/image", headers={"Accept": "text/plain"})
+        assert_problem(answer, 406, "not-acceptable")
+        if i == 0:
+            assert server.metric("tcm_reconstruction_cache_bytes") - before >= blocks * MAX_METADATA
+    kept = (256 << 20) // 8  # of the default for both, what bitstreams may take
+    assert server.metric("tcm_reconstruction_cache_bytes") <= before + kept
 
 
 @pytest.mark.parametrize("name", ["x", "A" * 64, "0" * 63, "0" * 65, "..%2f" + "0" * 59, "0" * 62 + "%00"])

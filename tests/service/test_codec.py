@@ -10,6 +10,7 @@ from PIL import Image, ImageCms
 from model import Codec
 from model.container import read_container
 from tests.conftest import psnr
+from tests.model.test_output import from_a_camera
 from tests.service.conftest import DATA, MODEL, Server, image_file, open_image
 
 
@@ -41,6 +42,17 @@ def test_round_trip_of_a_photograph(server: Server, photo: Image.Image, photo_fi
 def test_http_and_python_agree_to_the_pixel(server: Server, bitstream: bytes, codec: Codec) -> None:
     decoded = open_image(server.client.post("/v1/decode", content=bitstream).content)
     assert np.array_equal(np.asarray(decoded), np.asarray(codec.decode(bitstream)))
+
+
+@pytest.mark.parametrize("accept", ["image/png", "image/webp", "image/jpeg", "image/avif", "image/tiff"])
+def test_what_a_camera_says_goes_there_and_back(server: Server, photo: Image.Image, accept: str) -> None:
+    file = image_file(photo.resize((96, 64)), "JPEG", exif=from_a_camera())
+    encoded = server.client.post("/v1/encode", content=file)
+    decoded = server.client.post("/v1/decode", content=encoded.content, headers={"Accept": accept})
+    assert decoded.status_code == 200, decoded.text
+    exif = open_image(decoded.content).getexif()
+    assert exif[0x010F] == "a maker"
+    assert float(exif.get_ifd(0x8769)[0x829A]) == 0.01
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
@@ -15,6 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.answers import answer
+from service.errors import Saturated
+from service.file_answer import FileAnswer
+from service.identity import Record
 from service.protocol import Protocol
 
 LARGE = 16 << 20
@@ -30,8 +35,17 @@ async def _large(_: Request) -> Response:
     return Response(bytes(LARGE))
 
 
+async def _file(_: Request) -> Response:
+    return FileAnswer(bytes(LARGE))
+
+
 async def _early(_: Request) -> Response:
     return Response("no need of your body", status_code=400)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    request.scope["state"] = {"record": Record("id")}
+    return answer(request.scope, error)
 
 
 async def _length(request: Request) -> Response:
@@ -40,9 +54,16 @@ async def _length(request: Request) -> Response:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    routes = [Route("/large", _large), Route("/early", _early, methods=["POST"]), Route("/", _length, methods=["POST"])]
+    routes = [
+        Route("/large", _large),
+        Route("/file", _file),
+        Route("/early", _early, methods=["POST"]),
+        Route("/", _length, methods=["POST"]),
+    ]
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(Starlette(routes=routes), http=Impatient, log_config=None, lifespan="off")
+        app = Starlette(routes=routes, exception_handlers={Saturated: _answer})
+        app.state.context = SimpleNamespace(settings=SimpleNamespace(max_unread_bytes=2 * LARGE))
+        config = uvicorn.Config(app, http=Impatient, log_config=None, lifespan="off")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
         thread.start()
@@ -83,6 +104,25 @@ def test_who_reads_a_byte_now_and_then_is_cut_off(port: int) -> None:
             connection.recv(1)
             time.sleep(0.1)
         assert len(read_all(connection)) < LARGE
+
+
+def test_answers_that_nobody_reads_are_bounded(port: int) -> None:
+    """Found by reading: each of any number of readers, just fast enough, held a copy of the largest file."""
+    request = b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(port) as first, connect(port) as second:
+        for slow in (first, second):
+            slow.sendall(request)
+            assert slow.recv(1000).startswith(b"HTTP/1.1 200")
+        with connect(port) as third:
+            third.sendall(request)
+            assert third.recv(1000).startswith(b"HTTP/1.1 503")
+    for _ in range(100):
+        with connect(port) as alone:
+            alone.sendall(request)
+            if alone.recv(1000).startswith(b"HTTP/1.1 200"):
+                return
+        time.sleep(0.1)
+    pytest.fail("what readers that are gone have left unread still counts")
 
 
 def test_who_reads_steadily_gets_all(port: int) -> None:

@@ -31,6 +31,15 @@ def test_the_framework_s_own(server: Server) -> None:
     assert_problem(server.client.get("/v1/models/"), 404, "not-found")
     assert_problem(server.client.get("/static/../app.py"), 404, "not-found")
     assert_problem(server.client.get("/static/nothing.js"), 404, "not-found")
+    for path, methods in (
+        (f"/v1/bitstreams/{'0' * 64}", "GET, HEAD, DELETE"),
+        ("/v1/bitstreams", "POST"),
+        ("/v1/models", "GET, HEAD"),
+        ("/static/app.js", "GET, HEAD"),
+    ):
+        response = server.client.patch(path)
+        assert_problem(response, 405, "method-not-allowed")
+        assert response.headers["allow"] == methods, path
     response = server.client.get("/v1/encode")
     assert_problem(response, 405, "method-not-allowed")
     assert response.headers["allow"] == "POST"

@@ -272,6 +272,16 @@ def test_the_file_is_private_and_keeps_its_mode(tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["keys.json"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_the_file_stays_its_owners(tmp_path: Path) -> None:
+    """Found by reading: what root revoked, the service could no longer read, and so went on accepting."""
+    file = tmp_path / "keys.json"
+    make(file, "a")
+    os.chown(file, 10001, 10002)
+    tcm_keys(file, "revoke", "a")
+    assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o777) == (10001, 10002, 0o600)
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b'{"keys": [1]}', b"\xff"])
 def test_files_that_are_none(tmp_path: Path, damage: bytes) -> None:
     file = tmp_path / "keys.json"

@@ -69,6 +69,21 @@ def test_every_answer_has_the_headers(server: Server, path: str) -> None:
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/app.js", "/v1/models", "/problems", "/metrics"])
+def test_what_can_be_read_can_be_asked_for_its_head(server: Server, path: str) -> None:
+    head = server.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == server.client.get(path).headers["content-type"]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/app.js"])
+@pytest.mark.parametrize("asked", ["items=0-1", "bytes=99999999-", "bytes=0-1"])
+def test_pages_are_sent_whole(server: Server, path: str, asked: str) -> None:
+    answer = server.client.get(path, headers={"Range": asked})
+    assert answer.status_code == 200
+    assert answer.content == server.client.get(path).content
+
+
 def test_other_origins_are_told_nothing_by_default(server: Server) -> None:
     answer = server.client.get("/v1/models", headers={"Origin": OTHER})
     assert not [name for name in answer.headers if name.startswith("access-control")]

@@ -29,9 +29,14 @@ async def _length(request: Request) -> Response:
     return Response(str(len(await request.body())))
 
 
+async def _early(_: Request) -> Response:
+    return Response("no need of your body", status_code=400)
+
+
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    app = Starlette(routes=[Route("/", _length, methods=["GET", "POST"])])
+    routes = [Route("/", _length, methods=["GET", "POST"]), Route("/early", _early, methods=["POST"])]
+    app = Starlette(routes=routes)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, http=Impatient, log_config=None, lifespan="off"))
         thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
@@ -85,6 +90,18 @@ def test_a_head_that_trickles_is_cut_off(port: int) -> None:
 
 def test_a_connection_that_says_nothing_is_closed(port: int) -> None:
     assert talk(port) == b""
+
+
+@pytest.mark.parametrize("stray", [b"\r\n", b"\r\n\r\n"])
+def test_a_connection_that_says_nothing_more_is_closed(port: int, stray: bytes) -> None:
+    """Found by reading: uvicorn's timer ended with any byte, and none began."""
+    answer = talk(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", stray, pause=0.2)
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_whose_body_came_after_its_answer_is_closed(port: int) -> None:
+    head = b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
+    assert talk(port, head, b"12345", pause=0.2).startswith(b"HTTP/1.1 400")
 
 
 def test_bodies_are_no_heads(port: int) -> None:

@@ -113,11 +113,12 @@ def test_an_error_goes_to_all_and_is_not_kept() -> None:
 def test_memory_is_bounded() -> None:
     async def test() -> None:
         kept: list[int] = []
-        cache, maker = SharedCache[Value](10, kept.append), Maker()
+        cache, maker = SharedCache[Value](10), Maker()
         maker.go.set()
         for name, memory in (("a", 4), ("b", 4), ("a", 4), ("c", 4), ("huge", 11)):
             await cache.get(name, maker.of(name, memory))
-        assert kept == [4, 8, 8]
+            kept.append(cache.memory)
+        assert kept == [4, 8, 8, 8, 8]
         for name, source in (("a", "cache"), ("c", "cache"), ("huge", "made"), ("b", "made")):
             assert (await cache.get(name, maker.of(name, 4)))[1] == source
         nothing = SharedCache[Value](0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -162,6 +163,27 @@ def test_what_nginx_answers_itself_is_a_problem_with_the_services_headers(tmp_pa
             assert headers["content-type"] == "application/problem+json"
             assert headers["x-request-id"] == problem["request_id"]
             assert {name: headers.get(name) for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+def test_one_address_cannot_take_all_of_nginx(tmp_path: Path) -> None:
+    """Bodies that are sent slowly lie in its memory: 64 at a time of one address, and nobody else is kept out."""
+    with nginx([free_port()], tmp_path) as url:
+        parts = urlsplit(url)
+        address = parts.hostname or "", parts.port or 80
+        head = b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + bytes(1000)
+        with contextlib.ExitStack() as slow:
+            for _ in range(64):
+                slow.enter_context(socket.create_connection(address, 20)).sendall(head)
+
+            def refused() -> httpx.Response | None:
+                answer = httpx.get(f"{url}/v1/models")
+                return answer if answer.status_code == 503 else None
+
+            answer = wait_for(refused)
+            assert answer.json()["code"] == "saturated"
+            assert answer.headers["retry-after"] == "1"
+            assert {name: answer.headers.get(name) for name in DEFAULTS} == DEFAULTS
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
