@@ -35,6 +35,8 @@ METRICS = ("mse", "ms-ssim")
 _OLD_BOTTLENECK = re.compile(r"^entropy_bottleneck\._(matrix|bias|factor)(\d+)$")
 _NEW_BOTTLENECK = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
 _TABLES = "tables.z."
+_BEGINNINGS = (b"PK", b"\x80")
+"""Of files that torch writes: a ZIP archive, or a bare pickle."""
 _STANDARD_NAME = re.compile(r"tcm-(?P<size>[a-z]+)-(?P<metric>mse|ms-ssim)-(?P<lmbda>\d+(\.\d+)?)")
 
 
@@ -92,12 +94,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointUnreadable(f"{path}: no such file") from None
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        if not _begins_as_torch_writes(path) or "truncated" in str(error):
+            raise CheckpointUnreadable(f"{path}: damaged or not a checkpoint ({_beginning(path)})") from None
         raise CheckpointUnreadable(
             f"{path}: holds more than tensors, and reading it could run code; nothing but tensors is read. "
             "Save its `state_dict` alone and import that."
         ) from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, safetensors.SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - unpickling damaged bytes raises anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointUnreadable(f"{path}: damaged or not a checkpoint ({reason})") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
@@ -107,6 +113,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         raise CheckpointUnreadable(f"{path}: its state dict holds other things than tensors")
     return normalise(content)
+
+
+def _begins_as_torch_writes(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2).startswith(_BEGINNINGS)
+
+
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page: where it was downloaded, something else was answered; look at it in a browser"
+    return "cut short, or of another kind"
 
 
 def normalise(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,6 +157,9 @@ def fill(state_dict: Mapping[str, Tensor]) -> TCM:
     """
     given = normalise(state_dict)
     config = TCMConfig.from_shapes({name: tuple(value.shape) for name, value in given.items()})
+    numbers = sum(value.numel() for value in given.values())
+    if numbers < config.least_parameters:  # before it is made: a small file must not ask for all the memory there is
+        raise CheckpointMismatch(f"{numbers} numbers are not the weights of a TCM of N={config.N} and M={config.M}")
     net = TCM(config=config)
     expected = {name: tuple(p.shape) for name, p in net.named_parameters()}
     missing = sorted(expected.keys() - given.keys())
@@ -156,6 +178,12 @@ def fill(state_dict: Mapping[str, Tensor]) -> TCM:
     return net.eval()
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError where no model can be called so."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(f"{name!r} is no model name: lower-case letters, digits, '.', '_' and '-', at most 63")
+
+
 def save(
     net: TCM, path: Path, *, name: str, lmbda: float, metric: str, half: bool = False, rounding: float | None = None
 ) -> ModelInfo:
@@ -169,8 +197,7 @@ def save(
     Raises:
         ValueError: a name, λ or metric that no model can have.
     """
-    if not NAME_PATTERN.fullmatch(name):
-        raise ValueError(f"{name!r} is no model name: lower-case letters, digits, '.', '_' and '-', at most 63")
+    check_name(name)
     if not 0 < lmbda < 1e6 or metric not in METRICS:
         raise ValueError(f"λ={lmbda} with metric {metric!r}: λ is positive, metrics are {', '.join(METRICS)}")
     stored = {

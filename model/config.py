@@ -80,6 +80,12 @@ class TCMConfig:
         """Decoded slices that slice `i` looks at."""
         return min(i, self.max_support)
 
+    @property
+    def least_parameters(self) -> int:
+        """That such a network has at the very least: those of the four strided convolutions of g_a (3x3)."""
+        width = 2 * self.N
+        return 9 * (3 * width + 2 * width * width + width * self.M)
+
     def to_json(self) -> str:
         """For the metadata of a weights file."""
         return json.dumps(dataclasses.asdict(self))

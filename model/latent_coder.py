@@ -76,7 +76,6 @@ class LatentCoder:
         self._coder = Coder(gaussian_tables() + guard_tables() + z_tables)
         self._path = fold(net)
         self._medians = net.medians()
-        self._wide: TCM | None = None
 
     def own_tensors(self) -> list[Tensor]:
         """Weights beside the network's."""
@@ -89,7 +88,6 @@ class LatentCoder:
 
     def close(self) -> None:
         """Give back what was made while working."""
-        self._wide = None
         for transform in self._folded():
             transform.forget()
 
@@ -153,9 +151,11 @@ class LatentCoder:
         """ŷ (B, M, height, width) with the readers, which know what is wrong with a file."""
         program = self._reading(self._path)
         readers, y_hat = yield from self._read(containers, height, width, runner, program, stages, heartbeat)
+        wide: Program | None = None
         for b, reader in enumerate(readers):
             if reader.mismatch:  # what the guard does not forgive may be this machine's float32
-                plainly, wide = Runner(self._device, record=False), self._reading(self._float64())
+                wide = wide or self._reading(self._float64())
+                plainly = Runner(self._device, record=False)
                 once_more = self._read([containers[b]], height, width, plainly, wide, Stages(), heartbeat)
                 with stages("retry"):
                     (((again,), exact),) = in_turn([once_more])
@@ -165,9 +165,8 @@ class LatentCoder:
         return readers, y_hat
 
     def _float64(self) -> TCM:
-        if self._wide is None:
-            self._wide = copy.deepcopy(self._net).to(self._device, torch.float64)
-        return self._wide
+        """Made when it is needed, and not kept: it is as large as two of these models, and in nobody's budget."""
+        return copy.deepcopy(self._net).to(self._device, torch.float64)
 
     def _reading(self, path: TCM | SharedPath) -> Program:
         """The program that is given the symbols of z, then those of each slice: (B, ·) in reading order."""

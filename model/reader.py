@@ -19,7 +19,7 @@ class Reader:
 
     Attributes:
         error: what is wrong with the file, as far as it has been read.
-        mismatch: it is that its symbols do not come out.
+        mismatch: it is that its symbols do not come out, which other arithmetic may mend.
     """
 
     def __init__(self, coder: Coder, info: ModelInfo, container: Container, streams: int) -> None:
@@ -37,6 +37,7 @@ class Reader:
             self._decoder = coder.decoder(container.payload, streams)
         except SymbolMismatch as mismatch:
             self._fail(mismatch)
+            self.mismatch = False  # nothing has been computed yet
 
     def _fail(self, mismatch: SymbolMismatch) -> None:
         self.mismatch = True

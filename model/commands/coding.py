@@ -41,15 +41,19 @@ def _read(path: str) -> bytes:
 
 
 def _write(path: str, data: bytes) -> None:
-    """All of it or nothing: an interrupted run leaves no half file."""
+    """All of it or nothing: an interrupted run leaves no half file. A pipe or a device is written to as it is."""
     if path == "-":
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    part = Path(f"{path}.part")
+    target = Path(path).resolve()  # a link stays one
+    if target.exists() and not target.is_file():
+        target.write_bytes(data)
+        return
+    part = target.with_name(f"{target.name}.part")
     try:
         part.write_bytes(data)
-        part.replace(path)
+        part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -83,7 +87,8 @@ def encode(
     paths: _Paths,
     model: Annotated[str | None, typer.Option(help="A name from `tcm models`.", show_default=False)] = None,
     quality: Annotated[
-        int | None, typer.Option(min=1, max=6, help="1 (small) to 6 (fine): λ in rising order.", show_default=False)
+        int | None,
+        typer.Option(min=1, max=6, help="1 (small) to 6 (fine): the model whose λ is nearest.", show_default=False),
     ] = None,
     metadata: Annotated[str, typer.Option(help="keep or strip ICC profile, EXIF and XMP.")] = "keep",
     device: Device = "auto",
@@ -103,7 +108,11 @@ def encode(
 
         zoo = Zoo(model_dir)
         entry = zoo.default(model)
-        codec = Codec.load(zoo.for_quality(quality, like=entry) if quality else entry, device)
+        if quality:
+            entry = zoo.for_quality(quality, like=entry)
+            if stderr.is_terminal:
+                stderr.print(f"quality {quality} of the models here is {entry.name}", markup=False)
+        codec = Codec.load(entry, device)
 
         def work(data: bytes, _: str) -> bytes:
             return codec.encode_picture(read_image(data, max_pixels, keep_metadata=metadata == "keep"))

@@ -30,6 +30,9 @@ EXIT_CODES: dict[type[Exception], int] = {
     ValueError: 2,
 }
 
+_EXTRAS = {"bjontegaard": "eval", "matplotlib": "eval"}
+"""The extra of this package that brings a module."""
+
 stdout = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -60,3 +63,9 @@ def one_line_errors() -> Iterator[None]:
     except (errors.ModelError, OSError, ValueError) as error:
         stderr.print(f"tcm: {reason(error)}", markup=False)
         raise typer.Exit(exit_code(error)) from None
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        extra = _EXTRAS[error.name]
+        stderr.print(f"tcm: this needs {error.name}: pip install 'tcm-service[{extra}]'", markup=False)
+        raise typer.Exit(2) from None

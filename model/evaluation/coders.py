@@ -47,8 +47,9 @@ class TCMCoder:
 
     @property
     def setting(self) -> str:
-        """Name and weights, so that results of replaced weights are not taken for theirs."""
-        return f"{self.codec.info.name}@{self.codec.info.fingerprint}"
+        """Name, weights and device, so that what others gave, or took, is not taken for theirs."""
+        device = "" if self.codec.device.type == "cpu" else f"@{self.codec.device.type}"
+        return f"{self.codec.info.name}@{self.codec.info.fingerprint}{device}"
 
     def encode(self, pixels: Pixels) -> bytes:
         """A whole .tcm file."""

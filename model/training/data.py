@@ -34,9 +34,14 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def split_validation(paths: list[Path], count: int) -> tuple[list[Path], list[Path]]:
-    """(training, validation): `count` files, spread evenly over the sorted names, are kept out of training."""
+    """(training, validation): `count` files, at most half of all, evenly spread by name, are kept out of training."""
+    count = min(count, len(paths) // 2)
     kept = {paths[(2 * i + 1) * len(paths) // (2 * count)] for i in range(count)} if count else set()
     return [p for p in paths if p not in kept], sorted(kept)
+
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What a file raises that is no photograph, or too small a one."""
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
@@ -83,7 +88,7 @@ class Crops(Dataset[Tensor]):
             image = read_rgb(path)
             if min(image.shape[:2]) < self.crop:
                 raise ValueError(f"{image.shape[1]}x{image.shape[0]} is smaller than a crop of {self.crop}")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             self._bad.add(number)
             log.warning("%s skipped: %s", path, error)
             return None

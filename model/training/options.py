@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from model.checkpoint import check_name
 from model.config import SIZES, TCMConfig
 
 Start = Literal["random", "block-transform"]
@@ -100,6 +101,7 @@ class Options:
             raise ValueError(
                 f"a crop's side is a multiple of {self.config.alignment} for these windows, not {self.crop}"
             )
+        check_name(self.model_name)
         if self.lmbda <= 0 or self.batch < 1:
             raise ValueError("λ is positive and a batch has at least one crop")
         if self.metric == "ms-ssim" and self.crop <= 160:

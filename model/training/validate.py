@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from model.network import TCM
-from model.training.data import read_rgb
+from model.training.data import UNREADABLE, read_rgb
 from model.training.device import Place
 from model.training.loss import rate_distortion
+
+log = logging.getLogger(__name__)
 
 _LARGEST = 512  # pixels a side: a validation takes seconds, also on a CPU
 
@@ -27,11 +30,21 @@ class Validation:
 
 
 def load_validation(paths: Sequence[Path], alignment: int) -> list[Tensor]:
-    """The top left corner of each photograph, cut to whole tiles of `alignment`: (1, 3, H, W) in [0, 1]."""
+    """The top left corner of each photograph, cut to whole tiles of `alignment`: (1, 3, H, W) in [0, 1].
+
+    One that is damaged, or smaller than a tile, is named in the log and left out.
+    """
     images = []
     for path in paths:
-        image = torch.from_numpy(read_rgb(path).copy()).permute(2, 0, 1)[None].float() / 255
-        height, width = (max(min(side, _LARGEST) // alignment, 1) * alignment for side in image.shape[-2:])
+        try:
+            pixels = read_rgb(path)
+            if min(pixels.shape[:2]) < alignment:
+                raise ValueError(f"{pixels.shape[1]}x{pixels.shape[0]} is smaller than a tile of {alignment}")
+        except UNREADABLE as error:
+            log.warning("%s skipped: %s", path, error)
+            continue
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+        height, width = (min(side, _LARGEST) // alignment * alignment for side in image.shape[-2:])
         images.append(image[..., :height, :width])
     return images
 

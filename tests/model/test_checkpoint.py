@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import Zoo
+from model import Zoo, checkpoint
 from model.checkpoint import fill, load, read_info, read_state_dict, save, standard_name
+from model.config import SIZES
 from model.errors import CheckpointMismatch, CheckpointUnreadable, IncompatibleModel, UnknownModel
 from model.network import TCM
 from tests.conftest import TINY, make_tiny
@@ -91,7 +92,9 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
     assert not Path("ran").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04broken"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint", b"PK\x03\x04broken", b"\x80\x02", b"\x80\x02}q\x00(", b"\xff\xd8\xff\xe0"]
+)
 @pytest.mark.parametrize("suffix", [".pth.tar", ".safetensors"])
 def test_damaged_files_are_named(tmp_path, content, suffix):
     path = tmp_path / f"damaged{suffix}"
@@ -100,6 +103,24 @@ def test_damaged_files_are_named(tmp_path, content, suffix):
         read_state_dict(path)
     with pytest.raises(CheckpointUnreadable, match="no such file"):
         read_state_dict(tmp_path / f"absent{suffix}")
+
+
+def test_a_web_page_in_place_of_a_checkpoint_is_named(tmp_path):
+    """What a drive answers when too many have asked for a file."""
+    path = tmp_path / "0.05.pth.tar"
+    path.write_bytes(b"<!DOCTYPE html><html><head><title>Quota exceeded</title></head></html>")
+    with pytest.raises(CheckpointUnreadable, match="web page"):
+        read_state_dict(path)
+
+
+def test_a_small_file_cannot_ask_for_all_the_memory_there_is(monkeypatch):
+    """Shapes may say anything where a tensor holds no number."""
+    shapes = {name: tuple(p.shape) for name, p in TCM(config=SIZES["s"]).named_parameters()}
+    given = {name: torch.empty(0 if len(shape) > 1 else shape[0]) for name, shape in shapes.items()}
+    given |= {name: torch.empty(*shape[:2], 0, *shape[3:]) for name, shape in shapes.items() if len(shape) > 2}
+    monkeypatch.setattr(checkpoint, "TCM", None)
+    with pytest.raises(CheckpointMismatch, match="numbers are not the weights"):
+        fill(given)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, {"state_dict": {"a": 1}}, {}])

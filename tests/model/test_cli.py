@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ def test_pipes(tcm, photo, tmp_path):
     decoded = tcm("decode", "--format", "webp", "-", "-", stdin=encoded.stdout)
     (tmp_path / "x.webp").write_bytes(decoded.stdout)
     assert Image.open(tmp_path / "x.webp").size == photo.size
+
+
+def test_what_is_no_file_is_written_to_as_it_is(tcm, tmp_path):
+    """Found by reading: a device or a pipe was replaced by a file, and a link by another file."""
+    (tmp_path / "there.tcm").write_bytes(b"old")
+    (tmp_path / "link.tcm").symlink_to("there.tcm")
+    assert tcm("encode", DATA / "photo.png", "link.tcm").returncode == 0
+    assert (tmp_path / "link.tcm").is_symlink()
+    data = (tmp_path / "there.tcm").read_bytes()
+    assert len(data) > 1000
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as thread:
+        read = thread.submit((tmp_path / "pipe").read_bytes)
+        assert tcm("encode", DATA / "photo.png", "pipe").returncode == 0
+        assert read.result() == data
+    assert (tmp_path / "pipe").is_fifo()
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_many_files_and_one_bad_among_them(tcm, tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
+from unittest import mock
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from model.checkpoint import load
 from model.container import read_container, write_container
 from model.devices import pick_device
 from model.errors import IncompatibleModel, ModelError, UnknownModel
+from model.latent_coder import LatentCoder
 from model.pixels import from_pil
 from model.stages import Stages
 from tests.conftest import make_tiny, psnr
@@ -180,6 +184,28 @@ def test_sound_files_of_symbols_that_do_not_come_out_are_named(codec, photo):
             codec.decode(data)
     with pytest.raises(IncompatibleModel):
         codec.decode(write_container(replace(container, width=100, height=700)))
+
+
+def test_what_a_retry_takes_is_given_back(codec, photo):
+    """Found by reading: one bad file left a copy of the model, twice as large, in nobody's budget."""
+    container = read_container(codec.encode(photo))
+    short, wrong = (replace(container, payload=payload) for payload in (bytes(4), container.payload[:-2]))
+    kept, made = [], []
+
+    def counted(self):
+        made.append(1)
+        network = float64(self)
+        kept.append(ref(network))
+        return network
+
+    float64 = LatentCoder._float64
+    with mock.patch.object(LatentCoder, "_float64", counted):
+        assert all(isinstance(found, IncompatibleModel) for found in codec.synthesise([short, short]))
+        assert not made  # nothing was computed that could have been wrong
+        assert all(isinstance(found, IncompatibleModel) for found in codec.synthesise([wrong, wrong]))
+    assert len(made) == 1
+    gc.collect()
+    assert kept[0]() is None
 
 
 def test_a_reader_that_computes_other_scales_says_so(tmp_path, tiny_file, photo):

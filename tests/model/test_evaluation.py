@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,16 @@ def test_bd_rate_of_a_codec_that_needs_half_the_bits():
     assert bd_rate(anchor, anchor) == pytest.approx(0, abs=1e-6)
     assert bd_rate(anchor, points([0.1], [30])) is None
     assert bd_rate(anchor, points([0.1, 0.2], [10, 12])) is None
+
+
+def test_a_package_that_is_missing_is_named(folder, tmp_path):
+    """Without the extra `eval`, as pip installs it."""
+    (tmp_path / "bjontegaard.py").write_text("raise ModuleNotFoundError('none', name='bjontegaard')")
+    tcm = Path(sys.executable).with_name("tcm")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run([tcm, "eval", folder], capture_output=True, text=True, env=environment, timeout=200)
+    assert result.returncode == 2
+    assert result.stderr.strip() == "tcm: this needs bjontegaard: pip install 'tcm-service[eval]'"
 
 
 def test_the_command(folder, tmp_path):

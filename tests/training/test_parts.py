@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from PIL import Image
 
 from model.attention import WindowAttention, naive_attention
 from model.network import TCM
@@ -19,6 +20,7 @@ from model.training.rescale import rescale_latents
 from model.training.schedule import Schedule
 from model.training.spread import spread_latents, spread_order
 from model.training.start import block_transform, quantiser_step
+from model.training.validate import load_validation
 from model.training.widen import widen_latents
 from tests.training.conftest import SMALL
 
@@ -68,6 +70,19 @@ def test_validation_is_kept_out_of_training(photographs):
     assert len(kept) == 3
     assert sorted([*training, *kept]) == paths
     assert split_validation(paths, 0) == (paths, [])
+    for few in range(1, 6):  # something is left to train on
+        training, kept = split_validation(paths[:few], 8)
+        assert (len(training), len(kept)) == (few - few // 2, few // 2)
+
+
+def test_photographs_that_cannot_be_measured_on_are_named(photographs, tmp_path, caplog):
+    (tmp_path / "damaged.png").write_bytes(b"no image")
+    Image.new("RGB", (40, 200)).save(tmp_path / "narrow.png")
+    sound = find_images(photographs)[0]
+    images = load_validation([tmp_path / "damaged.png", sound, tmp_path / "narrow.png"], 64)
+    assert len(images) == 1
+    assert "damaged.png skipped" in caplog.text
+    assert "narrow.png skipped: 40x200 is smaller" in caplog.text
 
 
 def test_the_block_transform_is_a_transform(started, photographs):

@@ -139,6 +139,7 @@ def test_the_clock_ends_a_run(photographs, tmp_path):
     [
         ({"crop": 100}, "multiple of 64"),
         ({"lmbda": 0.0}, "positive"),
+        ({"name": "My Model"}, "no model name"),
         ({"metric": "ms-ssim"}, "above 160"),
         ({"init_from": Path("x.safetensors")}, "not both"),
         ({"minutes": 1.0}, "one of the three"),
