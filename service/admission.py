@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.answers import answer
-from service.errors import Draining, Problem, Saturated, WorkerLost
+from service.errors import Draining, NotReady, Problem, Saturated, WorkerLost
 from service.identity import Record
 from service.metrics import Metrics
 
@@ -97,12 +97,14 @@ class Admission:
         rate: of the device.
         closed: the process is about to end, nobody is let in.
         lost: why no work can be done any more.
+        unfit: why none should be: a model has failed its trial.
     """
 
     def __init__(self, metrics: Metrics, *, max_items: int, max_pixels: int) -> None:
         self.rate = Rate()
         self.closed = False
         self.lost: str | None = None
+        self.unfit: str | None = None
         self._metrics, self._max_items, self._max_pixels = metrics, max_items, max_pixels
         self._inside: set[Place] = set()
         self._pixels = 0
@@ -117,9 +119,12 @@ class Admission:
             Saturated: there is none; the problem says when to come again.
             Draining: this process is about to end.
             WorkerLost: it will never do any work again.
+            NotReady: what it does cannot be trusted.
         """
         if self.lost:
             raise WorkerLost(self.lost, headers={"Retry-After": "1"})
+        if self.unfit:
+            raise NotReady(self.unfit, headers={"Retry-After": "1"})
         if self.closed:
             raise Draining("this server is being stopped; another takes its place", headers={"Retry-After": "1"})
         with self._lock:

@@ -52,7 +52,7 @@ class Health:
                 if psnr < MIN_PSNR:
                     raise ValueError(f"the known image came back with {psnr:.1f} dB instead of {MIN_PSNR:g}")
             except Exception as error:
-                self.trial = f"model {entry.name!r} failed its trial: {error}"
+                scheduler.admission.unfit = self.trial = f"model {entry.name!r} failed its trial: {error}"
                 log.exception("model failed its trial", model=entry.name)
                 return
             log.info("model tried", model=entry.name, psnr=round(psnr, 2))

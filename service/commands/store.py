@@ -85,8 +85,9 @@ def ls(
                 print(json.dumps(_row(meta, seconds)))  # noqa: T201 - this is the output
             return
         table = Table(box=None)
-        for column in ("id", "bytes", "stored", "lives"):
-            table.add_column(column, justify="right" if column == "bytes" else "left", no_wrap=True)
+        table.add_column("id", no_wrap=True, min_width=64)  # to be copied
+        for column in ("bytes", "stored", "lives"):
+            table.add_column(column, justify="right" if column == "bytes" else "left")
         count = size = 0
         for meta in medium.entries():
             count, size = count + 1, size + meta.size
@@ -105,11 +106,15 @@ def verify(store: Address = None, as_json: Json = False) -> None:
     with one_line_errors(), _medium(store) as medium:
         from model.container import read_container
         from model.errors import ModelError
-        from service.store.medium import identify
+        from service.store.medium import MediumFailed, identify
 
         damaged, count, size = [], 0, 0
         for meta in _progress(list(medium.entries()), "verifying"):
-            data = medium.read(meta.id)
+            try:
+                data = medium.read(meta.id)
+            except (OSError, MediumFailed) as error:  # of this one: what the others are is still worth to know
+                damaged.append({"id": meta.id, "bytes": meta.size, "reason": f"cannot be read: {error}"})
+                continue
             if data is None:
                 continue  # deleted meanwhile
             count, size = count + 1, size + len(data)

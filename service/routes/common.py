@@ -9,7 +9,7 @@ from fastapi import Query
 
 from model.zoo import ZooEntry
 from service.context import Context
-from service.errors import AmbiguousModel, Draining, QuotaExceeded, Saturated, WorkerLost
+from service.errors import AmbiguousModel, Draining, NotReady, QuotaExceeded, Saturated, WorkerLost
 
 ModelName = Annotated[str | None, Query(description="Name of a model from /v1/models.", examples=["tcm-xs-mse-0.013"])]
 Quality = Annotated[
@@ -24,7 +24,7 @@ TimeoutMs = Annotated[
 ]
 
 
-ADMISSION = (QuotaExceeded, Saturated, Draining, WorkerLost)
+ADMISSION = (QuotaExceeded, Saturated, Draining, WorkerLost, NotReady)
 """What a route that asks for work can answer before it has looked at the request."""
 
 

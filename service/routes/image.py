@@ -49,6 +49,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         errors.Saturated,
         errors.Draining,
         errors.WorkerLost,
+        errors.NotReady,
         errors.BitstreamNotFound,
         errors.DamagedBitstream,
         errors.NotAcceptable,

@@ -35,6 +35,7 @@ async function compress() {
   $("error").hidden = $("result").hidden = true;
   $("chosen").textContent = `${file.name}, ${bytes(file.size)}`;
   try {
+    if (!$("model").options.length) await listModels(); // the server was away when the page was opened
     say("Encoding…");
     const start = performance.now();
     const encoded = await ask(`/v1/encode?model=${encodeURIComponent($("model").value)}`, {
@@ -116,7 +117,10 @@ function choose(files) {
 }
 
 $("form").addEventListener("submit", (event) => event.preventDefault());
-$("file").addEventListener("change", (event) => choose(event.target.files));
+$("file").addEventListener("change", (event) => {
+  choose(event.target.files);
+  event.target.value = ""; // the same file may be chosen again
+});
 $("model").addEventListener("change", compress);
 for (const name of ["dragenter", "dragover"]) {
   $("drop").addEventListener(name, (event) => { event.preventDefault(); $("drop").classList.add("over"); });

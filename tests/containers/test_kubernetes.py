@@ -75,6 +75,21 @@ def test_the_objects_agree(overlay: str) -> None:
     assert pod["terminationGracePeriodSeconds"] > longest + int(container["lifecycle"]["preStop"]["exec"]["command"][1])
 
 
+def test_prometheus_finds_the_pods_under_the_name_that_alerts_use() -> None:
+    [job] = yaml.safe_load((ROOT / "docker" / "k8s" / "prometheus.yaml").read_text())["scrape_configs"]
+    assert f'up{{job="{job["job_name"]}"}}' in (ROOT / "docker" / "prometheus" / "alerts.yml").read_text()
+    kept = {
+        tuple(rule["source_labels"]): rule["regex"] for rule in job["relabel_configs"] if rule.get("action") == "keep"
+    }
+    template = the("cpu", "Deployment")["spec"]["template"]
+    name, port = template["metadata"]["labels"]["app.kubernetes.io/name"], template["spec"]["containers"][0]["ports"][0]
+    assert kept == {
+        ("__meta_kubernetes_pod_label_app_kubernetes_io_name",): name,
+        ("__meta_kubernetes_pod_container_port_name",): port["name"],
+    }
+    assert {"namespace", "pod"} <= {rule.get("target_label") for rule in rules}
+
+
 def test_the_autoscaler_and_its_adapter_name_one_metric_of_ours() -> None:
     [metric] = the("cpu", "HorizontalPodAutoscaler")["spec"]["metrics"]
     adapter = yaml.safe_load((ROOT / "docker" / "k8s" / "prometheus-adapter.yaml").read_text())

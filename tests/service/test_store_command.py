@@ -73,6 +73,26 @@ def test_verify(store: Path) -> None:
     assert tcm_store("verify", "--store", store.as_uri()).returncode == 0
 
 
+def test_a_disk_that_cannot_read_one_hides_none_of_the_others(store: Path) -> None:
+    """Found by reading: `verify` ended with the first error, and told of no damage that it had found."""
+    names = sorted(path.stem for path in store.rglob("*.tcm") if path.stem[0] != ".")
+    script = (
+        "import os, errno; from service.store.files import Files; read = Files.read\n"
+        "def failing(self, digest):\n"
+        f"    if digest == {names[1]!r}: raise OSError(errno.EIO, os.strerror(errno.EIO))\n"
+        "    return read(self, digest)\n"
+        f"Files.read = failing; {SCRIPT}"
+    )
+    command = [sys.executable, "-c", script, "store", "verify", "--json", "--store", store.as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    found = json.loads(result.stdout)
+    reasons = {one["id"]: one["reason"] for one in found["damaged"]}
+    assert "Input/output error" in reasons[names[1]]
+    assert found["bitstreams"] == 3
+    assert len(reasons) >= 2
+
+
 def test_gc(store: Path) -> None:
     before = {path.name for path in store.rglob("*") if path.is_file()}
     dry = json.loads(tcm_store("gc", "--dry-run", "--json", "--ttl", "1d", "--store", store.as_uri()).stdout)

@@ -57,6 +57,15 @@ def test_a_model_that_loads_for_ever(start_faulty: StartFaulty) -> None:
     assert server.process.wait(60) == EXIT_LOST
 
 
+def test_a_replica_whose_model_failed_its_trial_does_no_work(start_faulty: StartFaulty) -> None:
+    """Whoever asks no readiness probe, as nginx does, must not get its pictures."""
+    server, _ = start_faulty(["bug"], preload="tcm-tiny-mse-0.01", wait=False)
+    unready = wait_for(lambda: (r := server.client.get("/readyz")).status_code == 503 and "failed" in r.text and r)
+    assert "failed its trial" in str(assert_problem(unready, 503, "not-ready")["detail"])
+    assert_problem(server.client.post("/v1/encode", content=SMALL), 503, "not-ready")
+    assert server.client.get("/livez").status_code == 200
+
+
 @pytest.mark.slow
 def test_an_event_loop_that_stands_still(start_faulty: StartFaulty) -> None:
     """Nothing can answer any more; the process ends all the same."""
