@@ -5,6 +5,8 @@ lie, go over the same picture thousands of times, or crash. Here that costs a sm
 file gets a named error. Everything else goes on: the models stay loaded, the event loop keeps its interpreter lock.
 
     parent   ── JSON line ──>   process: model/sandbox_process.py, which knows Pillow and no torch
+             <── its pixels ──
+             ── go, or stop ──>
              <── JSON line ──
                  bytes of the file, then of the picture, in a file in memory that both have open
 """
@@ -28,7 +30,7 @@ import numpy as np
 
 from model import errors
 from model.container import DEFAULT_MAX_PIXELS
-from model.errors import CorruptImage, ModelError
+from model.errors import CorruptImage
 from model.pixels import Picture
 
 SECONDS = 30.0
@@ -82,14 +84,11 @@ class Sandbox:
         process = self._take()
         try:
             picture = process.read_image(data, max_pixels, keep_metadata, self.seconds, announce)
-        except ModelError:
-            self._give_back(process)
-            raise
         except _Ended as ended:
             process.close()
             raise CorruptImage(self._reason(ended)) from None
         except BaseException:
-            process.close()
+            self._give_back(process)
             raise
         self._give_back(process)
         return picture
@@ -105,10 +104,12 @@ class Sandbox:
             process.close()  # somebody else ended it
 
     def _give_back(self, process: _Process) -> None:
-        with self._lock:
-            if process.usable and not self._closed:
-                self._idle.append(process)
-                return
+        if process.usable:
+            process.forget()
+            with self._lock:
+                if not self._closed:
+                    self._idle.append(process)
+                    return
         process.close()
 
     def _reason(self, ended: _Ended) -> str:
@@ -140,8 +141,22 @@ class _Process:
     """
 
     def __init__(self, memory: int) -> None:
-        self._shared = _file_in_memory()
-        self._child = subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
+        self._shared, self.usable = _file_in_memory(), False
+        try:
+            self._child = self._begin(memory)
+        except BaseException:
+            os.close(self._shared)  # the machine gives no process
+            raise
+        try:
+            self.usable = bool(self._answer()["ready"])
+        except BaseException as error:
+            self.close()
+            if isinstance(error, _Ended):
+                raise RuntimeError("the process that reads image files does not start") from error
+            raise
+
+    def _begin(self, memory: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
             [sys.executable, "-P", "-c", _PROGRAM, _HOME, str(self._shared), str(memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -149,11 +164,6 @@ class _Process:
             pass_fds=(self._shared,),
             env=_environment(),
         )
-        try:
-            self.usable = bool(self._answer()["ready"])
-        except _Ended as ended:
-            self.close()
-            raise RuntimeError("the process that reads image files does not start") from ended
 
     def alive(self) -> bool:
         return self._child.poll() is None
@@ -166,32 +176,48 @@ class _Process:
         seconds: float,
         announce: Callable[[int], None] | None,
     ) -> Picture:
+        self.usable = False  # until it has said its last word
         os.ftruncate(self._shared, 0)
         _write(self._shared, data)
         request = {"bytes": len(data), "max_pixels": max_pixels, "keep_metadata": keep_metadata, "seconds": seconds}
-        assert self._child.stdin  # noqa: S101 - it is a pipe
-        try:
-            self._child.stdin.write(json.dumps(request).encode() + b"\n")
-            self._child.stdin.flush()
-        except BrokenPipeError:
-            raise _Ended(self._signal()) from None
+        self._tell(json.dumps(request))
         answer = self._answer()
         if "pixels" in answer:
-            self.usable = False  # unless its second answer is waited for
-            if announce:
-                announce(int(answer["pixels"]))
-            self.usable = True
+            try:
+                if announce:
+                    announce(int(answer["pixels"]))
+            except BaseException:
+                with contextlib.suppress(_Ended):
+                    self._tell("stop")  # a refusal must not cost a process: there are many under load
+                    self._answer()
+                    self.usable = True
+                raise
+            self._tell("go")
             answer = self._answer()
+        self.usable = not answer.get("spent", False)
         if "error" in answer:
-            self.usable = not answer.get("spent", False)
             if answer["error"] not in _READABLE:
                 raise RuntimeError(f"reading an image failed: {answer['message']}")
             raise _READABLE[answer["error"]](str(answer["message"]))
         return self._picture(answer, max_pixels)
 
+    def forget(self) -> None:
+        """Give the memory of the last picture back."""
+        os.ftruncate(self._shared, 0)
+
+    def _tell(self, line: str) -> None:
+        assert self._child.stdin  # noqa: S101 - it is a pipe
+        try:
+            self._child.stdin.write(line.encode() + b"\n")
+            self._child.stdin.flush()
+        except BrokenPipeError:
+            raise _Ended(self._signal()) from None
+
     def _answer(self) -> dict[str, Any]:
         assert self._child.stdout  # noqa: S101 - it is a pipe
-        if not select.select([self._child.stdout], [], [], _PATIENCE)[0]:
+        ready = select.poll()  # `select` knows no descriptor beyond 1023
+        ready.register(self._child.stdout, select.POLLIN)
+        if not ready.poll(_PATIENCE * 1000):
             self._child.kill()
             raise _Ended(signal.SIGPROF)
         line = self._child.stdout.readline(1 << 16)
@@ -246,7 +272,8 @@ class _Process:
 def _environment() -> dict[str, str]:
     """What the interpreter needs to find its modules, and none of the service's secrets."""
     kept = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-    return kept | {"MALLOC_ARENA_MAX": "2"}  # every further arena reserves address space
+    # every further arena reserves address space; numpy's threads, one a core, would have nothing to do
+    return kept | {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _file_in_memory() -> int:

@@ -55,6 +55,16 @@ def _say(answers: int, message: dict[str, Any]) -> None:
     os.write(answers, json.dumps(message).encode() + b"\n")
 
 
+class _Stopped(Exception):
+    """Nobody wants a picture of so many pixels."""
+
+
+def _ask(answers: int, pixels: int) -> None:
+    _say(answers, {"pixels": pixels})
+    if sys.stdin.buffer.readline() != b"go\n":
+        raise _Stopped
+
+
 def _answer(shared: int, memory: int, answers: int, request: dict[str, Any]) -> dict[str, Any]:
     try:
         data = os.pread(shared, request["bytes"], 0)
@@ -62,9 +72,11 @@ def _answer(shared: int, memory: int, answers: int, request: dict[str, Any]) -> 
             data,
             request["max_pixels"],
             keep_metadata=request["keep_metadata"],
-            announce=lambda pixels: _say(answers, {"pixels": pixels}),
+            announce=lambda pixels: _ask(answers, pixels),
         )
         return _put(shared, picture)
+    except _Stopped:
+        return {"error": "stopped", "message": ""}
     except ModelError as error:
         return {"error": error.code, "message": str(error)}
     except MemoryError:

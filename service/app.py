@@ -23,6 +23,7 @@ from service.admission import Admission, Gate
 from service.connection import Connection
 from service.context import Context
 from service.cors import Cors
+from service.device import SLOWEST_RATE
 from service.headers import SecurityHeaders
 from service.health import Farewell, Health
 from service.keys import Keys
@@ -70,6 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         watchdog,
         workers=settings.workers,
         max_pixels=settings.max_pixels,
+        slowest_rate=SLOWEST_RATE[device.type],
         max_batch_items=settings.max_batch_items,
         max_batch_pixels=settings.max_batch_pixels or _BATCH_PIXELS[device.type],
         image_seconds=settings.image_seconds,

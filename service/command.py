@@ -45,6 +45,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _serve(settings: Settings) -> int:
+    # until the server handles it: the first process of a container gets no signal that it has no handler for
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logs.configure(settings.log_level)
     for name, value in _ENVIRONMENT.items():  # before torch reads it
         os.environ.setdefault(name, value)
@@ -87,7 +89,6 @@ def _serve(settings: Settings) -> int:
     if sys.stderr.isatty():
         sys.stderr.write(f"\n  {url}  on {here.pool.device}\n  models: {', '.join(installed)}\n\n")
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server handles it
     config = uvicorn.Config(
         app,
         http=Protocol,

@@ -23,7 +23,7 @@ from service.watchdog import Watchdog
 
 log = structlog.get_logger()
 
-_SLOWEST_RATE = 20_000
+SLOWEST_RATE = {"cpu": 20_000, "cuda": 1_000_000}
 """Pixels a second of one step (a tile, a slice) that is no hang: a large model on a slow CPU does ten times more."""
 
 _BATCHES_UNTIL_RAISED = 50
@@ -45,13 +45,22 @@ class Device:
         metrics: where batches are measured.
         rate: of the device, told of every batch.
         watchdog: notices a batch that hangs, and the end of the thread.
+        slowest_rate: pixels a second of a step that is no hang.
         max_batch_items: see `Queue`.
         max_batch_pixels: see `Queue`; lowered when the device has run out of memory, raised again step by step.
     """
 
     def __init__(
-        self, metrics: Metrics, rate: Rate, watchdog: Watchdog, *, max_batch_items: int, max_batch_pixels: int
+        self,
+        metrics: Metrics,
+        rate: Rate,
+        watchdog: Watchdog,
+        *,
+        slowest_rate: float,
+        max_batch_items: int,
+        max_batch_pixels: int,
     ) -> None:
+        self._slowest_rate = slowest_rate
         self._metrics, self._rate, self._watchdog = metrics, rate, watchdog
         self._max_batch_pixels = max_batch_pixels
         self._went_well = 0  # batches since the limit was last changed
@@ -72,6 +81,7 @@ class Device:
                 self._running = batch = [item for item in batch if self._in_time(item)]
                 if batch:
                     self._work(batch)
+                self._running = batch = []  # whose pictures may be large, and the next one may be long in coming
         except BaseException as error:
             log.exception("the device's thread has died")
             self._watchdog.lose(f"the device's thread has died: {error!r}")
@@ -114,7 +124,7 @@ class Device:
         kind, stages = batch[0].kind, Stages()
         pixels = len(batch) * kind.pixels
         start = time.perf_counter()
-        with self._watchdog.watch(f"the device, {kind.op} of {pixels} pixels,", pixels / _SLOWEST_RATE) as watch:
+        with self._watchdog.watch(f"the device, {kind.op} of {pixels} pixels,", pixels / self._slowest_rate) as watch:
 
             def heartbeat() -> None:
                 watch.beat()

@@ -189,10 +189,10 @@ class Keys:
                 return
             self._stamp = stamp  # before reading: a change meanwhile is seen next time
             keys = await asyncio.to_thread(read, self._path)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next look may succeed
             if self._healthy:
                 log.error("keys file cannot be read, the earlier keys stay", reason=str(error))
-            if isinstance(error, OSError):
+            if not isinstance(error, ValueError):
                 self._stamp = None  # it may come back as it was
             self._say(healthy=False)
             return

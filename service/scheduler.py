@@ -65,6 +65,7 @@ class Scheduler:
         watchdog: notices work that hangs.
         workers: threads that read files, and as many that write them.
         max_pixels: the second gate for size.
+        slowest_rate: see `Device`.
         max_batch_items: that go through the device together.
         max_batch_pixels: of those items, padding included.
         image_seconds: of processor time for one image file.
@@ -82,6 +83,7 @@ class Scheduler:
         *,
         workers: int,
         max_pixels: int,
+        slowest_rate: float,
         max_batch_items: int,
         max_batch_pixels: int,
         image_seconds: float,
@@ -92,7 +94,12 @@ class Scheduler:
         self._files_in = ThreadPoolExecutor(workers, "files-in", give_way)
         self._images = Sandbox(max_pixels, image_seconds)
         self._device = Device(
-            metrics, admission.rate, watchdog, max_batch_items=max_batch_items, max_batch_pixels=max_batch_pixels
+            metrics,
+            admission.rate,
+            watchdog,
+            slowest_rate=slowest_rate,
+            max_batch_items=max_batch_items,
+            max_batch_pixels=max_batch_pixels,
         )
         self._files_out = ThreadPoolExecutor(workers, "files-out", give_way)
 

@@ -144,8 +144,8 @@ class Settings(BaseSettings):
     )
     quota_per_minute: PositiveInt | None = Field(
         None,
-        description="Requests for work that the API keys of one name may make in a minute, or each network address "
-        "where there are no keys; more are answered with 429. By default there is no quota.",
+        description="Requests for work (POST) that the API keys of one name may make in a minute, or each network "
+        "address where there are no keys; more are answered with 429. By default there is no quota.",
     )
     quota_burst: PositiveInt = Field(10, description="Of that quota, the requests that may come at once.")
     drain_seconds: float = Field(

@@ -32,6 +32,7 @@ class Threads:
 
         Raises:
             TimeoutError: every thread hangs in a call that was given up.
+            OSError: no thread can be started.
         """
         if self._hanging >= self._limit:
             raise TimeoutError(f"{self._hanging} calls have not returned")
@@ -58,7 +59,11 @@ class Threads:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(ended)
 
-        threading.Thread(target=call, name="store", daemon=True).start()
+        try:
+            threading.Thread(target=call, name="store", daemon=True).start()
+        except RuntimeError as error:
+            self._free.release()
+            raise OSError(f"the machine gives no thread: {error}") from error
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:

@@ -78,9 +78,8 @@ def test_the_objects_agree(overlay: str) -> None:
 def test_prometheus_finds_the_pods_under_the_name_that_alerts_use() -> None:
     [job] = yaml.safe_load((ROOT / "docker" / "k8s" / "prometheus.yaml").read_text())["scrape_configs"]
     assert f'up{{job="{job["job_name"]}"}}' in (ROOT / "docker" / "prometheus" / "alerts.yml").read_text()
-    kept = {
-        tuple(rule["source_labels"]): rule["regex"] for rule in job["relabel_configs"] if rule.get("action") == "keep"
-    }
+    rules = job["relabel_configs"]
+    kept = {tuple(rule["source_labels"]): rule["regex"] for rule in rules if rule.get("action") == "keep"}
     template = the("cpu", "Deployment")["spec"]["template"]
     name, port = template["metadata"]["labels"]["app.kubernetes.io/name"], template["spec"]["containers"][0]["ports"][0]
     assert kept == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -80,6 +82,57 @@ def test_the_size_is_announced_before_it_is_decoded(sandbox):
     with pytest.raises(Refused):
         sandbox.read_image((DATA / "photo.png").read_bytes(), announce=refuse)
     assert sandbox.read_image((DATA / "photo.png").read_bytes()).width == 384
+
+
+def test_a_refused_picture_costs_no_process(sandbox):
+    """Under load, many are refused for their pixels."""
+    data = (DATA / "photo.png").read_bytes()
+    sandbox.read_image(data)
+    before = [process._child.pid for process in sandbox._idle]
+    for _ in range(5):
+        with pytest.raises(ZeroDivisionError):
+            sandbox.read_image(data, announce=lambda _: 1 / 0)
+    assert sandbox.read_image(data).width == 384
+    assert [process._child.pid for process in sandbox._idle] == before
+
+
+def test_no_picture_stays_in_memory(sandbox):
+    sandbox.read_image((DATA / "photo.png").read_bytes())
+    assert [os.fstat(process._shared).st_size for process in sandbox._idle] == [0] * len(sandbox._idle)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_processes_that_cannot_be_had_leave_nothing_behind(monkeypatch):
+    box, before = Sandbox(), descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", mock.Mock(side_effect=BlockingIOError("no more processes")))
+        for _ in range(3):
+            with pytest.raises(BlockingIOError):
+                box.read_image(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr("model.sandbox._Process._answer", mock.Mock(side_effect=ValueError("anything")))
+        for _ in range(3):
+            with pytest.raises(ValueError, match="anything"):
+                box.read_image(b"")
+    assert descriptors() == before
+    assert box.read_image((DATA / "photo.png").read_bytes()).width == 384
+    box.close()
+
+
+def test_more_descriptors_than_select_knows():
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("this machine allows no more descriptors")
+    program = (
+        "import os, resource; from model.sandbox import Sandbox; "
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (2048, {hard})); held = [os.dup(0) for _ in range(1100)]; "
+        f"box = Sandbox(); print(box.read_image(open({str(DATA / 'photo.png')!r}, 'rb').read()).width); box.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE)
+    assert done.stdout.split() == [b"384"]
 
 
 def test_answers_that_come_together_are_both_seen(sandbox, monkeypatch):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,27 @@ def test_wrong_settings(arguments: list[str], named: str) -> None:
     assert result.returncode == 2
     assert named in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to see handlers in")
+def test_it_can_be_stopped_while_it_starts() -> None:
+    """As the first process of a container it gets no signal that it has no handler for: one from the very start."""
+
+    def handled(pid: int) -> bool:
+        [mask] = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+        return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", "--port", "0", "--device", "cpu"], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        while not handled(process.pid):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "ready" not in said
 
 
 def test_a_wrong_variable_is_named() -> None:

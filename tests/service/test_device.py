@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from service.errors import WorkerLost
 from service.metrics import Metrics
 from service.queue import Item, Kind
 from service.watchdog import Watchdog
+from tests.service.conftest import wait_for
 
 SIZE = (128, 128)
 PIXELS = 128 * 128
@@ -35,7 +37,12 @@ class Stage:
         self.codec, self.metrics = codec, Metrics()
         self.rate, self.watchdog = Rate(), Watchdog(60)
         self.device = Device(
-            self.metrics, self.rate, self.watchdog, max_batch_items=max_batch_items, max_batch_pixels=max_batch_pixels
+            self.metrics,
+            self.rate,
+            self.watchdog,
+            slowest_rate=20_000,
+            max_batch_items=max_batch_items,
+            max_batch_pixels=max_batch_pixels,
         )
         self.attempts: list[list[Picture]] = []
         self.refuses: Callable[[Sequence[Picture]], Exception | None] = lambda _: None
@@ -90,6 +97,17 @@ def stage(tiny_codec: Codec) -> Iterator[Stage]:
 @pytest.fixture(scope="module")
 def pictures() -> list[Picture]:
     return [Picture(np.random.default_rng(i).integers(0, 256, (100, 120, 3), np.uint8)) for i in range(8)]
+
+
+def test_an_idle_device_keeps_no_picture(stage: Stage) -> None:
+    """Found by reading: the last batch stayed until the next one."""
+    picture = Picture(np.zeros((100, 120, 3), np.uint8))
+    item = stage.put(picture)
+    item.future.result(60)
+    stage.attempts.clear()
+    gone = ref(picture.rgb)
+    del picture, item
+    wait_for(lambda: gone() is None)
 
 
 def test_out_of_memory_halves_the_batch_and_the_limit(stage: Stage, pictures: list[Picture]) -> None:

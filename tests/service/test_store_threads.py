@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from unittest import mock
 
 import pytest
 
@@ -26,6 +28,21 @@ def test_clients_that_leave_do_not_make_a_store_look_dead() -> None:
         assert await threads.run(lambda: "answered") == "answered"
 
     asyncio.run(test())
+
+
+def test_a_machine_without_threads_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by reading: after as many failures as calls are allowed at a time, every call failed for ever."""
+
+    async def test() -> None:
+        threads = Threads(2, seconds=10)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
+            for _ in range(5):
+                with pytest.raises(OSError, match="no thread"):
+                    await threads.run(lambda: None)
+        assert await threads.run(lambda: "answered") == "answered"
+
+    asyncio.run(asyncio.wait_for(test(), 20))
 
 
 def test_calls_that_outlast_their_time_hang() -> None:
