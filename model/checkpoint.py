@@ -157,7 +157,10 @@ def fill(state_dict: Mapping[str, Tensor]) -> TCM:
     """
     given = normalise(state_dict)
     config = TCMConfig.from_shapes({name: tuple(value.shape) for name, value in given.items()})
-    numbers = sum(value.numel() for value in given.values())
+    # as they are stored: a tensor may show one number as a billion
+    numbers = sum(
+        min(value.numel(), value.untyped_storage().nbytes() // value.element_size()) for value in given.values()
+    )
     if numbers < config.least_parameters:  # before it is made: a small file must not ask for all the memory there is
         raise CheckpointMismatch(f"{numbers} numbers are not the weights of a TCM of N={config.N} and M={config.M}")
     net = TCM(config=config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,19 +63,16 @@ def _write_tiff(picture: Picture) -> bytes:
     if picture.alpha is not None:
         planes.append(picture.alpha[..., None])
     samples = np.concatenate(planes, axis=2) if len(planes) > 1 else planes[0]
-    write = partial(tiff.write_tiff, samples, icc=picture.icc, xmp=picture.xmp, alpha=picture.alpha is not None)
-    try:
-        return write(exif=_parsed(picture.exif))
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - Pillow raises anything on tags of another type than theirs
-        return write(exif=Image.Exif())  # what cannot be written must not cost the picture
+    return tiff.write_tiff(samples, _parsed(picture.exif), picture.icc, picture.xmp, alpha=picture.alpha is not None)
 
 
 def _parsed(exif: bytes | None) -> Image.Exif:
     tags = Image.Exif()
     if exif is not None and len(exif) <= _MAX_PARSED_EXIF:
-        tags.load(EXIF_PREFIX + exif.removeprefix(EXIF_PREFIX))
+        try:
+            tags.load(EXIF_PREFIX + exif.removeprefix(EXIF_PREFIX))
+        except Exception:  # noqa: BLE001 - Pillow raises anything on EXIF that is none
+            return Image.Exif()
     return tags
 
 

@@ -9,12 +9,13 @@ animation the first frame is taken.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from model import tiff
 from model.container import DEFAULT_MAX_PIXELS, MAX_METADATA, check_pixels
@@ -31,6 +32,7 @@ _TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+_IN_XMP = re.compile(rb"""\s*tiff:Orientation=(["'])\d\1|<tiff:Orientation>\s*\d\s*</tiff:Orientation>""")
 EXIF_PREFIX = b"Exif\0\0"
 """Of EXIF in JPEG files; other formats leave it out, and so may who writes them."""
 Image.init()  # every plugin now, not in the middle of somebody's first request
@@ -163,22 +165,31 @@ def _bounded(block: bytes | str | None) -> bytes | None:
 
 def _upright(image: Image.Image) -> tuple[Image.Image, bytes | None, bytes | str | None]:
     """The image with its EXIF orientation applied, its EXIF without it, and its XMP."""
-    turn = None
+    exif, xmp = image.info.get("exif"), image.info.get("xmp")
     try:
         tags = image.getexif()
         turn = _TURNS.get(tags.get(_ORIENTATION, 1))
-        turned = ImageOps.exif_transpose(image) if turn is not None else image
-        exif = turned.info.get("exif")
-        if image.format == "TIFF":
-            for tag in tiff.LAYOUT & set(tags):
-                del tags[tag]
-            exif = tags.tobytes() if len(tags) else None
-        return turned, exif and EXIF_PREFIX + exif.removeprefix(EXIF_PREFIX), turned.info.get("xmp")
-    except Exception:  # noqa: BLE001 - one broken tag must not cost what another says of the pixels
-        xmp = image.info.get("xmp")
-        if turn is None:
-            return image, None, xmp
-        return image.transpose(turn), None, None if b"Orientation" in (_bounded(xmp) or b"") else xmp
+    except Exception:  # noqa: BLE001 - broken EXIF says nothing of the pixels
+        return image, None, xmp
+    if turn is not None or image.format == "TIFF":
+        try:
+            exif = _written(tags)
+        except Exception:  # noqa: BLE001 - one broken tag must not cost what another says of the pixels
+            exif = None
+    if turn is not None:
+        image, xmp = image.transpose(turn), _IN_XMP.sub(b"", _bounded(xmp) or b"")
+    return image, exif and EXIF_PREFIX + exif.removeprefix(EXIF_PREFIX), xmp
+
+
+def _written(tags: Image.Exif) -> bytes | None:
+    """EXIF without orientation and without what lays out a TIFF's pixels; text as it was, of whatever alphabet."""
+    for tag in tiff.LAYOUT & set(tags):
+        del tags[tag]
+    for directory in (tags, *(tags.get_ifd(tag) for tag in tiff.DIRECTORIES)):
+        for tag, value in list(directory.items()):
+            if isinstance(value, str):
+                directory[tag] = value.encode("latin-1")  # as Pillow has read it; it would write ASCII
+    return tags.tobytes() if len(tags) else None
 
 
 def _to_eight_bits(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bool]:

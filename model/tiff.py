@@ -16,7 +16,9 @@ LAYOUT = {*range(254, 270), *range(273, 282), 284, 292, 293, 297, *range(301, 30
 _STRIP = 1 << 18
 _DEFLATE, _DIFFERENCES, _UNASSOCIATED = 8, 2, 2
 _PREDICTOR = 317
-_EXIF, _INTEROPERABILITY = 0x8769, 0xA005
+_EXIF, _GPS, _INTEROPERABILITY = 0x8769, 0x8825, 0xA005
+DIRECTORIES = (_EXIF, _GPS, _INTEROPERABILITY)
+"""Tags whose values are directories."""
 
 
 def write_tiff(
@@ -36,8 +38,7 @@ def write_tiff(
     strips = [_deflated(samples[top : top + rows]) for top in range(0, height, rows)]
     lengths = tuple(len(strip) for strip in strips)
     directory = TiffImagePlugin.ImageFileDirectory_v2()
-    for tag in set(exif) - LAYOUT:
-        directory[tag] = _value(exif, tag)
+    _take_over(exif, directory)
     directory.update(
         {
             TiffImagePlugin.IMAGEWIDTH: width,
@@ -76,10 +77,44 @@ def _places(lengths: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(place) for place in np.cumsum((0, *lengths[:-1])))
 
 
-def _value(exif: Image.Exif, tag: int) -> Any:
-    if tag not in TiffTags.TAGS_V2_GROUPS:
-        return exif[tag]
-    inside = dict(exif.get_ifd(tag))
-    if tag == _EXIF and _INTEROPERABILITY in inside:
-        inside[_INTEROPERABILITY] = dict(exif.get_ifd(_INTEROPERABILITY))
-    return inside
+def _take_over(exif: Image.Exif, directory: TiffImagePlugin.ImageFileDirectory_v2) -> None:
+    """Every tag that Pillow can write; one that it cannot, such as a unit that is a word, costs none of the others."""
+    try:
+        tags = set(exif) - LAYOUT
+    except Exception:  # noqa: BLE001 - Pillow raises anything on EXIF that is none
+        return
+    for tag in tags:
+        alone = TiffImagePlugin.ImageFileDirectory_v2()
+        try:
+            value = exif.get_ifd(tag) if tag in TiffTags.TAGS_V2_GROUPS else exif[tag]
+            if isinstance(value, dict):
+                value = _directory(exif, tag, value)
+            elif isinstance(value, str):
+                value = value.encode("latin-1")  # as Pillow has read it: the bytes may be of any alphabet
+                alone.tagtype[tag] = TiffTags.ASCII
+            if value == {}:
+                continue  # an empty directory is against the rules
+            alone[tag] = value
+            alone.tobytes()
+        except Exception:  # noqa: BLE001, S112 - Pillow raises anything on tags of another type than theirs
+            continue
+        if tag in alone.tagtype:
+            directory.tagtype[tag] = alone.tagtype[tag]
+        directory[tag] = value
+
+
+def _directory(exif: Image.Exif, tag: int, inside: dict[int, Any]) -> dict[int, Any]:
+    """What can be written of a directory in the directory, and of one in that."""
+    sound: dict[int, Any] = {}
+    for name, value in inside.items():
+        alone = TiffImagePlugin.ImageFileDirectory_v2(group=tag)
+        try:
+            kept = dict(exif.get_ifd(name)) if (tag, name) == (_EXIF, _INTEROPERABILITY) else value
+            if kept == {}:
+                continue
+            alone[name] = kept
+            alone.tobytes()
+        except Exception:  # noqa: BLE001, S112 - as above
+            continue
+        sound[name] = kept
+    return sound

@@ -24,6 +24,7 @@ from service.connection import Connection
 from service.context import Context
 from service.cors import Cors
 from service.device import SLOWEST_RATE
+from service.file_answer import FileAnswer
 from service.headers import SecurityHeaders
 from service.health import Farewell, Health
 from service.keys import Keys
@@ -95,7 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
         signing=SigningKeys(settings.signing_keys.get_secret_value()) if settings.signing_keys else None,
     )
     measured.models(entry.name for entry in zoo.entries())
-    measured.unread.set_function(lambda: Connection.unread)
+    measured.unread.set_function(lambda: Connection.unread + FileAnswer.waiting)
     measured.ready.set_function(lambda: context.health.reason is None)
     preloaded = _preloaded(settings, zoo)
 

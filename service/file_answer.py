@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -15,7 +17,12 @@ class FileAnswer(Response):
 
     The framework leaves every request in a circle of references, which is collected much later; megabytes must not
     wait for that.
+
+    Attributes:
+        waiting: bytes of those that have not been given to their connections, whose clients have earlier ones to read.
     """
+
+    waiting: ClassVar[int] = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it, once.
@@ -24,13 +31,17 @@ class FileAnswer(Response):
             Saturated: other clients have left too much unread; whoever is alone gets a file of any size.
         """
         context: Context = scope["app"].state.context
-        unread = Connection.unread
+        size = 0 if scope["method"] == "HEAD" else len(self.body)
+        others = Connection.unread + FileAnswer.waiting
+        if size and others and others + size > context.settings.max_unread_bytes:
+            self.body = b""
+            raise Saturated(
+                f"{others} bytes of answers wait for their clients to read them; try again in 1 s",
+                headers={"Retry-After": "1"},
+            )
+        FileAnswer.waiting += size
         try:
-            if unread and unread + len(self.body) > context.settings.max_unread_bytes:
-                raise Saturated(
-                    f"{unread} bytes of answers wait for their clients to read them; try again in 1 s",
-                    headers={"Retry-After": "1"},
-                )
             await super().__call__(scope, receive, send)
         finally:
+            FileAnswer.waiting -= size
             self.body = b""

@@ -46,10 +46,10 @@ def _write(path: str, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    target = Path(path).resolve()  # a link stays one
-    if target.exists() and not target.is_file():
-        target.write_bytes(data)
+    if Path(path).exists() and not Path(path).is_file():
+        Path(path).write_bytes(data)
         return
+    target = Path(path).resolve()  # a link stays one
     part = target.with_name(f"{target.name}.part")
     try:
         part.write_bytes(data)

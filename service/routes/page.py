@@ -6,9 +6,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from fastapi import APIRouter
+from starlette.datastructures import MutableHeaders
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 WEB = Path(__file__).parent.parent / "web"
 SWAGGER = Path(str(files("fastapi_swagger"))) / "resources"
@@ -59,7 +60,7 @@ class _WholeFile(FileResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        await super().__call__(_without_range(scope), receive, send)
+        await super().__call__(_without_range(scope), receive, _offering_none(send))
 
 
 class Assets(StaticFiles):
@@ -67,7 +68,16 @@ class Assets(StaticFiles):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send one of them."""
-        await super().__call__(_without_range(scope), receive, send)
+        await super().__call__(_without_range(scope), receive, _offering_none(send))
+
+
+def _offering_none(send: Send) -> Send:
+    async def offering(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            del MutableHeaders(scope=message)["Accept-Ranges"]
+        await send(message)
+
+    return offering
 
 
 def _without_range(scope: Scope) -> Scope:

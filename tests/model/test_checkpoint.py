@@ -119,8 +119,10 @@ def test_a_small_file_cannot_ask_for_all_the_memory_there_is(monkeypatch):
     given = {name: torch.empty(0 if len(shape) > 1 else shape[0]) for name, shape in shapes.items()}
     given |= {name: torch.empty(*shape[:2], 0, *shape[3:]) for name, shape in shapes.items() if len(shape) > 2}
     monkeypatch.setattr(checkpoint, "TCM", None)
-    with pytest.raises(CheckpointMismatch, match="numbers are not the weights"):
-        fill(given)
+    one = torch.zeros(1)
+    for small in (given, {name: one.expand(shape) for name, shape in shapes.items()}):
+        with pytest.raises(CheckpointMismatch, match="numbers are not the weights"):
+            fill(small)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, {"state_dict": {"a": 1}}, {}])

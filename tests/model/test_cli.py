@@ -68,6 +68,7 @@ def test_what_is_no_file_is_written_to_as_it_is(tcm, tmp_path):
         assert tcm("encode", DATA / "photo.png", "pipe").returncode == 0
         assert read.result() == data
     assert (tmp_path / "pipe").is_fifo()
+    assert tcm("encode", DATA / "photo.png", "/dev/stdout").stdout == data
     assert not list(tmp_path.glob("*.part"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from model.output import OUTPUT_FORMATS, write_image
 from model.pixels import Picture, read_image
 from model.tiff import write_tiff
 from tests.conftest import DATA
+from tests.model.test_pixels import exif_of
 
 EXPOSURE, PIXELS_ACROSS, INTEROPERABILITY = 0x829A, 0xA002, 0xA005
 EXIF, GPS = 0x8769, 0x8825
@@ -90,6 +92,26 @@ def test_exif_without_its_first_six_bytes(file_format):
 def test_exif_that_is_none_costs_no_picture(file_format, exif):
     picture = Picture(np.full((8, 8, 3), 77, np.uint8), exif=exif, xmp=b"\xff\xfe no XML")
     assert np.abs(read_image(write_image(picture, file_format)).rgb.astype(int) - 77).max() < 4
+
+
+def test_a_tag_that_cannot_be_written_costs_none_of_the_others():
+    exif = from_a_camera()
+    unit = exif_of((0x0128, 4, 1, struct.pack("<L", 70_000)), (0x0131, 2, 4, b"abc\0"))  # beyond a unit's type
+    again = parsed(read_image(write_image(Picture(np.zeros((8, 8, 3), np.uint8), exif=unit), "tiff")).exif)
+    assert again[0x0131] == "abc"
+    exif.get_ifd(EXIF)[0xA002] = "no number"
+    again = parsed(read_image(write_tiff(np.zeros((8, 8, 3), np.uint8), exif, None, None, alpha=False)).exif)
+    assert again[0x010F] == "a maker"
+    assert float(again.get_ifd(EXIF)[EXPOSURE]) == 0.01
+
+
+def test_text_of_any_alphabet():
+    picture = Picture(np.zeros((8, 8, 3), np.uint8), exif=exif_of((0x013B, 2, 3, "é\0".encode())))
+    for file_format in ("tiff", "jpeg", "png"):
+        again = read_image(write_image(picture, file_format)).exif or b""
+        assert "é".encode() in again, file_format
+    turned = exif_of((0x0112, 3, 1, b"\x06"), (0x013B, 2, 3, "é\0".encode()))  # of which Pillow writes EXIF anew
+    assert "é".encode() in (read_image(file_of(Image.new("RGB", (8, 4)), "JPEG", exif=turned)).exif or b"")
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])

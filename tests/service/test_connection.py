@@ -21,6 +21,7 @@ from service.errors import Saturated
 from service.file_answer import FileAnswer
 from service.identity import Record
 from service.protocol import Protocol
+from tests.service.conftest import wait_for
 
 LARGE = 16 << 20
 
@@ -116,6 +117,26 @@ def test_answers_that_nobody_reads_are_bounded(port: int) -> None:
         with connect(port) as third:
             third.sendall(request)
             assert third.recv(1000).startswith(b"HTTP/1.1 503")
+    eventually_served(port)
+
+
+def test_answers_behind_one_that_nobody_reads_are_bounded_too(port: int) -> None:
+    """They wait in their handlers, where no connection counts them."""
+    request = b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(port) as slow:
+        slow.sendall(request)
+        assert slow.recv(1000).startswith(b"HTTP/1.1 200")
+        slow.sendall(request)
+        time.sleep(0.3)
+        with connect(port) as other:
+            other.sendall(request)
+            assert other.recv(1000).startswith(b"HTTP/1.1 503")
+    eventually_served(port)
+    wait_for(lambda: FileAnswer.waiting == 0)
+
+
+def eventually_served(port: int) -> None:
+    request = b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n"
     for _ in range(100):
         with connect(port) as alone:
             alone.sendall(request)
