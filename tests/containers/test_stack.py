@@ -7,6 +7,7 @@ that crashes under load, restarts one by one under load, what Prometheus knows.
 from __future__ import annotations
 
 import io
+import ipaddress
 import json
 
 import httpx
@@ -125,6 +126,10 @@ def test_nginx_speaks_the_services_language(stack: Stack, photographs: list[byte
     sent = stack.client.post("/v1/encode?signature=s3cr3t", content=photographs[0], headers={"X-Request-ID": "quiet"})
     assert sent.status_code == 200
     stack.replica_of("quiet")  # it is in the log
+    store, believed = stack.run("tcm-1", "printenv", "TCM_STORE", "FORWARDED_ALLOW_IPS").split()
+    assert store == "file:///data/store"
+    address = stack.state("nginx")["NetworkSettings"]["Networks"][f"{PROJECT}_inside"]["IPAddress"]
+    assert ipaddress.ip_address(address) in ipaddress.ip_network(believed), "quotas by address would be nginx' own"
     assert "s3cr3t" not in stack.logs("nginx")
 
 
