@@ -22,7 +22,7 @@ from service import answers, openapi
 from service.admission import Admission, Gate
 from service.connection import Connection
 from service.context import Context
-from service.cors import Cors
+from service.cors import Cors, CrossSite
 from service.device import SLOWEST_RATE
 from service.file_answer import FileAnswer
 from service.headers import SecurityHeaders
@@ -138,6 +138,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Gate, admission=admission)
     app.add_middleware(LastResort)
+    app.add_middleware(CrossSite, origins=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(SecurityHeaders)

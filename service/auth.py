@@ -70,10 +70,10 @@ def _identify(request: Request, here: Context, keys: Keys, scopes: Sequence[Scop
 
 
 def _presented(request: Request) -> str | None:
+    if key := request.headers.get(HEADER):  # first: the other header may be a gateway's
+        return key
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return credentials.strip() or None
-    return request.headers.get(HEADER) or None
+    return credentials.strip() or None if scheme.lower() == "bearer" else None
 
 
 async def _require(

@@ -23,6 +23,27 @@ _RESPONSE_HEADERS = (
 )  # fmt: skip
 
 
+class CrossSite:
+    """ASGI middleware: pages of other sites change nothing here, though they may not be let to see what they did.
+
+    Browsers send forms, and files in them, to any address without asking first; where the service asks for no key, as
+    on a developer's machine, that would be enough. They say that they do, which programs have no reason to.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        self.app, self.origins = app, frozenset(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] == "http" and scope["method"] in ("POST", "DELETE"):
+            headers = Headers(scope=scope)
+            if headers.get("sec-fetch-site") == "cross-site" and headers.get("origin") not in self.origins:
+                refusal = CrossOriginRefused("not allowed from a page of another site")
+                await answer(scope, refusal)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
 class Cors(CORSMiddleware):
     """Starlette's, whose refusals are problems like any other. No cookies are ever asked for."""
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from http import HTTPStatus
 from typing import Any, ClassVar
+
+import structlog
 
 from service.connection import Connection
 from service.errors import MEDIA_TYPE, HeadersTooLarge, MalformedRequest, Problem, RequestTimeout
 from service.headers import DEFAULTS
 from service.identity import REQUEST_ID_HEADER, new_request_id
+
+log = structlog.get_logger()
+
+_END = re.compile(rb"\n\r?\n")
+_MAY_BE_HTTP = re.compile(rb"[\r\n]*(?:[A-Za-z]|\Z)")
+_UPGRADE = re.compile(rb"(\n)upgrade:", re.IGNORECASE)
+"""No upgrade is ever taken, and a request that offers one (h2c, as some clients do) is one like any other. The parser
+would take it for the end of HTTP: its body would be lost, or be the next request."""
 
 
 class Protocol(Connection):
@@ -24,6 +35,8 @@ class Protocol(Connection):
     head_seconds: ClassVar[float] = 30.0
 
     _head: int | None = 0  # bytes of the head that is arriving; None when it has arrived
+    _held = b""  # of it, as long as it is not complete
+    _begun = False  # the parser is in the middle of a head: one that began behind a body
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -37,6 +50,24 @@ class Protocol(Connection):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Take in heads one by one and whole, without what they say of upgrades; bodies as they come."""
+        while data and not self.transport.is_closing():
+            if self._head is None or self._begun:
+                self._take(data)
+                return
+            seen, self._held = max(0, len(self._held) - 3), self._held + data
+            end = _END.search(self._held, seen)
+            if not end and _MAY_BE_HTTP.match(self._held) and len(self._held) <= self.max_head:
+                self._unset_keepalive_if_required()
+                self._head = len(self._held)
+                if not self._timer:
+                    self._watch()
+                return
+            place = end.end() if end else len(self._held)
+            head, data, self._held, self._head = self._held[:place], self._held[place:], b"", 0
+            self._take(_UPGRADE.sub(rb"\1X-Ignored-Upgrade:", head))
+
+    def _take(self, data: bytes) -> None:
         """Count what belongs to a head; what follows one in the same read is let pass."""
         if self._head is not None:
             self._head += len(data)
@@ -49,12 +80,15 @@ class Protocol(Connection):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
+        self._begun = True
         self._watch()
 
     def on_headers_complete(self) -> None:
         """The last byte of its head."""
-        self._head = None
+        self._head, self._begun = None, False
         self._unwatch()
+        if self.parser.should_upgrade():
+            raise ValueError("a CONNECT, or an Upgrade of a request behind a body")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -101,7 +135,9 @@ class Protocol(Connection):
         if under_way:  # what is wrong is this request's own body: its handler is told that nobody waits for it
             cycle.disconnected = True
             cycle.message_event.set()
-        request_id = new_request_id()
+        state: dict[str, Any] = cycle.scope.get("state", {}) if under_way else {}
+        request_id = state["record"].request_id if "record" in state else new_request_id()
+        log.info("refused", request_id=request_id, problem=problem.code, status=problem.status, detail=problem.detail)
         body = problem.document(request_id)
         headers = {
             "Content-Type": MEDIA_TYPE,

@@ -69,6 +69,10 @@ async def _read_form(request: Request, max_bytes: int) -> Upload:
     try:
         form = await parser.parse()
     except MultiPartException as error:
+        if "maximum size" in error.message:
+            raise BadForm("a field of the form is text: send the file as a file, with a file name") from None
+        if "Too many" in error.message:
+            raise BadForm("one field `file` is expected; parameters go into the query string") from None
         raise BadForm(f"the form cannot be read: {error.message.rstrip('.')}") from None
     except UnicodeError:
         raise BadForm("the form cannot be read: its names are not in the charset that it states") from None

@@ -18,7 +18,17 @@ from service.context import Here
 from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
-from service.routes.common import ADMISSION, Metadata, ModelName, Quality, TimeoutMs, choose, seconds, server_timing
+from service.routes.common import (
+    ADMISSION,
+    Metadata,
+    ModelName,
+    Quality,
+    TimeoutMs,
+    choose,
+    known,
+    seconds,
+    server_timing,
+)
 from service.store.medium import ID_PATTERN
 from service.upload import disposition, read_upload
 
@@ -64,7 +74,7 @@ _STORED: dict[int | str, dict[str, Any]] = {
     "/v1/bitstreams",
     status_code=201,
     summary="Keep an image or a bitstream",
-    dependencies=[auth.ENCODE],
+    dependencies=[auth.ENCODE, known("model", "quality", "metadata", "timeout_ms")],
     response_model=Stored,
     responses=openapi.problems(
         *auth.PROBLEMS,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import Query
+from fastapi import Depends, Query
+from starlette.requests import Request
 
 from model.zoo import ZooEntry
 from service.context import Context
-from service.errors import AmbiguousModel, Draining, NotReady, QuotaExceeded, Saturated, WorkerLost
+from service.errors import AmbiguousModel, Draining, InvalidParameter, NotReady, QuotaExceeded, Saturated, WorkerLost
 
 ModelName = Annotated[str | None, Query(description="Name of a model from /v1/models.", examples=["tcm-xs-mse-0.013"])]
 Quality = Annotated[
@@ -26,6 +27,26 @@ TimeoutMs = Annotated[
 
 ADMISSION = (QuotaExceeded, Saturated, Draining, WorkerLost, NotReady)
 """What a route that asks for work can answer before it has looked at the request."""
+
+
+def known(*names: str) -> Any:
+    """A dependency: parameters of these names, each at most once.
+
+    A slip of the pen must not go unnoticed: a misspelt `metadata=strip` would keep where a photograph was taken.
+    """
+
+    async def check(request: Request) -> None:
+        given = [name for name, _ in request.query_params.multi_items()]
+        wrong = {name: "there is no such parameter" for name in given if name not in names}
+        wrong |= {name: "it is given more than once" for name in given if given.count(name) > 1}
+        if wrong:
+            listed = f"known are {', '.join(names)}"
+            raise InvalidParameter(
+                "; ".join(f"{name}: {reason}" for name, reason in wrong.items()) + f"; {listed}",
+                errors=[{"parameter": name, "reason": reason} for name, reason in wrong.items()],
+            )
+
+    return Depends(check)
 
 
 def choose(here: Context, model: str | None, quality: int | None) -> ZooEntry:

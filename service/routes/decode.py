@@ -14,7 +14,7 @@ from service.context import Here
 from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
-from service.routes.common import ADMISSION, TimeoutMs, seconds, server_timing
+from service.routes.common import ADMISSION, TimeoutMs, known, seconds, server_timing
 from service.upload import disposition, read_upload
 
 router = APIRouter(tags=["codec"])
@@ -53,7 +53,7 @@ _RESPONSES = openapi.problems(
 @router.post(
     "/v1/decode",
     summary="Get the image back",
-    dependencies=[auth.DECODE],
+    dependencies=[auth.DECODE, known("timeout_ms")],
     response_class=Response,
     responses=_RESPONSES,
     openapi_extra=openapi.body(f"A .tcm bitstream. {_EXAMPLE}", MEDIA_TYPE),

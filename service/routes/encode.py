@@ -19,6 +19,7 @@ from service.routes.common import (
     Quality,
     TimeoutMs,
     choose,
+    known,
     seconds,
     server_timing,
 )
@@ -59,7 +60,7 @@ _RESPONSES = openapi.problems(
 @router.post(
     "/v1/encode",
     summary="Compress an image",
-    dependencies=[auth.ENCODE],
+    dependencies=[auth.ENCODE, known("model", "quality", "metadata", "timeout_ms")],
     response_class=Response,
     responses=_RESPONSES,
     openapi_extra=openapi.body(f"An image file. {_EXAMPLE}", "image/*"),

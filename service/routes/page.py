@@ -74,7 +74,9 @@ class Assets(StaticFiles):
 def _offering_none(send: Send) -> Send:
     async def offering(message: Message) -> None:
         if message["type"] == "http.response.start":
-            del MutableHeaders(scope=message)["Accept-Ranges"]
+            headers = MutableHeaders(scope=message)
+            del headers["Accept-Ranges"]
+            headers.setdefault("Cache-Control", "no-cache")  # or a new page may run an old script
         await send(message)
 
     return offering

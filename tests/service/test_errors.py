@@ -63,6 +63,22 @@ def test_parameters_out_of_range(server: Server, photo_file: bytes, query: str, 
     assert [e["parameter"] for e in problem["errors"]] == [parameter]
 
 
+@pytest.mark.parametrize(
+    ("path", "query", "named"),
+    [
+        ("/v1/encode", "?metdata=strip", "metdata"),
+        ("/v1/encode", "?Metadata=strip", "Metadata"),
+        ("/v1/encode", "?metadata=strip&metadata=keep", "metadata"),
+        ("/v1/bitstreams", "?qualty=6", "qualty"),
+        ("/v1/decode", "?format=jpeg", "format"),
+    ],
+)
+def test_parameters_that_are_none(server: Server, photo_file: bytes, path: str, query: str, named: str) -> None:
+    """Found by reading: a slip of the pen left in the file what was to be stripped."""
+    problem = assert_problem(server.client.post(path + query, content=photo_file), 422, "invalid-parameter")
+    assert [e["parameter"] for e in problem["errors"]] == [named]
+
+
 def test_choosing_a_model(server: Server, photo_file: bytes) -> None:
     problem = assert_problem(encode(server, photo_file, "?model=tcm-xxl"), 404, "unknown-model")
     assert "tcm-xs-mse-0.05" in str(problem["detail"])

@@ -82,6 +82,7 @@ def test_pages_are_sent_whole(server: Server, path: str, asked: str) -> None:
     answer = server.client.get(path, headers={"Range": asked})
     assert answer.status_code == 200
     assert "accept-ranges" not in answer.headers
+    assert answer.headers["cache-control"] == "no-cache"
     assert answer.content == server.client.get(path).content
 
 
@@ -133,6 +134,19 @@ def test_an_origin_that_is_allowed(shared: Server) -> None:
 def test_what_is_not_allowed(shared: Server, headers: dict[str, str], named: str) -> None:
     problem = assert_problem(shared.client.options("/v1/encode", headers=headers), 403, "cross-origin-refused")
     assert named in str(problem["detail"])
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_pages_of_other_sites_change_nothing(server: Server, shared: Server, method: str) -> None:
+    """Browsers send forms to any address without asking first."""
+    path = "/v1/bitstreams" + ("" if method == "POST" else f"/{'0' * 64}")
+    headers = {"Origin": OTHER, "Sec-Fetch-Site": "cross-site"}
+    for running in (server, shared):
+        answer = running.client.request(method, path, content=b"x", headers=headers)
+        assert_problem(answer, 403, "cross-origin-refused")
+        assert server.client.get("/v1/models", headers=headers).status_code == 200
+    for headers in ({"Origin": OURS, "Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-origin"}, {}):
+        assert shared.client.request(method, path, content=b"x", headers=headers).status_code != 403
 
 
 def test_the_answer_to_another_origin_cannot_be_read(shared: Server) -> None:

@@ -92,6 +92,35 @@ def test_a_connection_that_says_nothing_is_closed(port: int) -> None:
     assert talk(port) == b""
 
 
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nuPGRADE: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_a_request_that_offers_an_upgrade_keeps_its_body(port: int, size: int, framing: str) -> None:
+    """Found by reading: it was lost, or taken for the next request; Java's client offers h2c with its first request."""
+    body = b"GET / HTTP/1.1\r\nUpgrade: x\r\n\r\n"
+    if framing == "length":
+        told, sent = b"Content-Length: %d\r\n" % len(body), body
+    else:
+        told, sent = b"Transfer-Encoding: chunked\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    request = b"POST / HTTP/1.1\r\nHost: x\r\n" + told + UPGRADE + b"\r\n" + sent
+    last = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    whole = request + last
+    parts = [whole[i : i + size] for i in range(0, len(whole), size)]
+    answer = talk(port, *parts, pause=0.0005 if size < 10 else 0)
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert b"\r\n\r\n%d" % len(body) in answer
+
+
+def test_an_upgrade_behind_a_body_is_refused(port: int) -> None:
+    """In one read with it; nothing of it is taken for another request."""
+    first = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+    second = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60\r\n" + UPGRADE + b"\r\n"
+    answer = talk(port, first + second, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", pause=0.1)
+    assert answer.count(b"HTTP/1.1 200") <= 1
+
+
 @pytest.mark.parametrize("stray", [b"\r\n", b"\r\n\r\n"])
 def test_a_connection_that_says_nothing_more_is_closed(port: int, stray: bytes) -> None:
     """Found by reading: uvicorn's timer ended with any byte, and none began."""
