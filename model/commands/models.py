@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from model.commands.common import Json, ModelDir, one_line_errors, stderr, stdout
+from model.errors import CheckpointUnreadable
+
+if TYPE_CHECKING:
+    from model.checkpoint import ModelInfo
 
 
 def models(as_json: Json = False, model_dir: ModelDir = None) -> None:
@@ -65,21 +69,42 @@ def import_(
 ) -> None:
     """Check a checkpoint and add it to the model directory. Nothing but tensors is ever read from it."""
     with one_line_errors():
+        import torch
+
         from model.checkpoint import fill, read_state_dict, save, standard_name
         from model.zoo import default_model_dir
 
-        said = standard_name(name)
+        said, own = standard_name(name), _own_info(checkpoint)
+        if own is not None:  # one of ours: what it says of itself holds
+            for wanted in (said, (lmbda or own.lmbda, metric or own.metric)):
+                if wanted is not None and wanted != (own.lmbda, own.metric):
+                    told, asked = f"λ={own.lmbda:g} for {own.metric}", f"λ={wanted[0]:g} for {wanted[1]}"
+                    raise ValueError(f"{checkpoint} is a model of {told}, not of {asked}")
+            lmbda, metric = own.lmbda, own.metric
         lmbda, metric = lmbda or (said[0] if said else None), metric or (said[1] if said else None)
         if lmbda is None or metric is None:
             raise typer.BadParameter(f"{name} does not say λ and metric; give --lmbda and --metric")
         target = (model_dir or default_model_dir()) / f"{name}.safetensors"
         if target.exists() and not force:
             raise FileExistsError(f"{target} is there already; --force replaces it")
-        saved = save(fill(read_state_dict(checkpoint)), target, name=name, lmbda=lmbda, metric=metric, half=half)
+        weights = read_state_dict(checkpoint)
+        half = half or (own is not None and any(value.dtype == torch.float16 for value in weights.values()))
+        rounding = own.rounding if own else None
+        saved = save(fill(weights), target, name=name, lmbda=lmbda, metric=metric, half=half, rounding=rounding)
         stderr.print(
             f"{saved.name}: {saved.parameters / 1e6:.1f} M parameters, N={saved.config.N}, λ={saved.lmbda:g}, "
             f"weights {saved.fingerprint} -> {target}"
         )
+
+
+def _own_info(path: Path) -> ModelInfo | None:
+    """What a file that this program has written says of itself."""
+    from model.checkpoint import read_info
+
+    try:
+        return read_info(path) if path.suffix == ".safetensors" else None
+    except CheckpointUnreadable:
+        return None
 
 
 def pull(
@@ -90,6 +115,10 @@ def pull(
     """Download one of the authors' checkpoints from their drive, and import it."""
     with one_line_errors():
         from model.pull import download
+        from model.zoo import default_model_dir
 
+        target = (model_dir or default_model_dir()) / f"{name}.safetensors"
+        if target.exists() and not force:
+            raise FileExistsError(f"{target} is there already; --force replaces it")
         with download(name) as checkpoint:
             import_(checkpoint, name=name, force=force, model_dir=model_dir)

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, features
 
+from model.checkpoint import standard_name
 from model.codec import Codec
 from model.container import read_container
 from model.pixels import Picture, Pixels
@@ -42,8 +44,9 @@ class TCMCoder:
 
     @property
     def name(self) -> str:
-        """Models that differ only in λ share a curve: tcm-xs-mse."""
-        return self.codec.info.name.rsplit("-", 1)[0]
+        """Models that differ only in λ, as their names say, share a curve: tcm-xs-mse."""
+        name = self.codec.info.name
+        return name.rsplit("-", 1)[0] if standard_name(name) else name
 
     @property
     def setting(self) -> str:
@@ -78,8 +81,8 @@ class PillowCoder:
 
     @property
     def setting(self) -> str:
-        """The quality."""
-        return f"q{self.quality}"
+        """The quality, and the version that measurements are of."""
+        return f"q{self.quality}@{PIL.__version__}"
 
     def encode(self, pixels: Pixels) -> bytes:
         """A whole file."""

@@ -51,7 +51,7 @@ def evaluate(
         from model.evaluation.coders import Coder, TCMCoder
         from model.evaluation.coders import peers as known_peers
         from model.evaluation.curves import PUBLISHED, curves
-        from model.evaluation.measure import images_in, measure
+        from model.evaluation.measure import images_in, load_records, measure
         from model.evaluation.plot import plot as draw
         from model.zoo import Zoo
 
@@ -65,6 +65,7 @@ def evaluate(
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as progress:
             task = progress.add_task("", total=len(coders) * len(images))
+            known = load_records(results)
             records = measure(
                 coders,
                 images,
@@ -72,6 +73,8 @@ def evaluate(
                 advance=lambda name: progress.update(task, advance=1, description=name),
                 skipped=lambda why: stderr.print(f"tcm: skipped {why}", markup=False),
             )
+        if reused := sum(record.key in known for record in records):
+            stderr.print(f"tcm: {reused} of {len(records)} measurements are from {results}", markup=False)
         found = curves(records)
         if per_image:
             _print_images(records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,9 +76,12 @@ def _mean(setting: str, records: list[Record]) -> Point:
 def bd_rate(anchor: Sequence[Point], test: Sequence[Point]) -> float | None:
     """Bjøntegaard delta rate of `test` against `anchor` over their common range of PSNR, per cent; less is better.
 
-    None where the curves have fewer than two points or no common range. Interpolated by pchip, as JVET does.
+    None where the curves have fewer than two points, no common range, or a point that has more bits and no more dB.
+    Interpolated by pchip, as JVET does.
     """
     if min(len(anchor), len(test)) < 2:
+        return None
+    if any(not a.psnr < b.psnr < math.inf for curve in (anchor, test) for a, b in itertools.pairwise(curve)):
         return None
     if max(p.psnr for p in test) <= anchor[0].psnr or test[0].psnr >= max(p.psnr for p in anchor):
         return None

@@ -40,7 +40,7 @@ def split_validation(paths: list[Path], count: int) -> tuple[list[Path], list[Pa
     return [p for p in paths if p not in kept], sorted(kept)
 
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 """What a file raises that is no photograph, or too small a one."""
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -106,6 +108,8 @@ class Options:
             raise ValueError("λ is positive and a batch has at least one crop")
         if self.metric == "ms-ssim" and self.crop <= 160:
             raise ValueError("MS-SSIM has five scales: it needs crops above 160 pixels")
+        if self.metric == "ms-ssim" and (self.start == "block-transform" or self.part == "entropy"):
+            raise ValueError("the block transform and the part `entropy` weigh squared errors: they are for mse")
         if self.start == "block-transform" and self.init_from is not None:
             raise ValueError("a run starts as a block transform or from a model, not both")
 
@@ -114,8 +118,10 @@ class Options:
         """What the finished model is called."""
         return self.name or f"tcm-{self.size}-{self.metric}-{self.lmbda:g}"
 
-    def setting(self) -> str:
+    def setting(self, photographs: Sequence[Path], processes: int) -> str:
         """What a resumed run must share with the one it goes on with, as text."""
         names = ("lmbda", "metric", "batch", "crop", "seed", "part", "attention", "rounding")
-        kept = {name: getattr(self, name) for name in names}
+        kept = {name: getattr(self, name) for name in names} | {"processes": processes}
+        listed = "\n".join(path.relative_to(self.data).as_posix() for path in photographs)
+        kept["photographs"] = hashlib.sha256(listed.encode()).hexdigest()[:16]
         return json.dumps({**kept, "config": dataclasses.asdict(self.config)}, sort_keys=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import fill, read_info, read_state_dict
+from model.checkpoint import ModelInfo, fill, read_info, read_state_dict
 from model.errors import CheckpointMismatch, CheckpointUnreadable
 from model.network import TCM
 from model.training.coarse import shorten, shortest
@@ -34,9 +34,12 @@ def make_net(options: Options, photographs: list[Path]) -> TCM:
     """A network at its start: random, the block transform, or another model's weights."""
     if options.init_from is not None:
         net = fill(read_state_dict(options.init_from))
-        if (lmbda := _lambda_of(options.init_from)) is not None and options.metric == "mse":
-            rescale_for(net, lmbda, options.lmbda)
+        info = _info_of(options.init_from)
+        if info is not None and info.metric == options.metric == "mse":  # their λ are of one kind
+            rescale_for(net, info.lmbda, options.lmbda)
         if (net.config.M, net.config.slices) != (options.config.M, options.config.slices):
+            if options.metric != "mse":
+                raise ValueError("a network is widened by a block transform, which weighs squared errors: for mse")
             net = _widened(net, options, photographs)
         if options.spread:
             net = _spread(net, options, photographs)
@@ -119,9 +122,9 @@ def _sample(options: Options, photographs: list[Path]) -> Iterator[Tensor]:
         yield torch.stack([crops[i] for i in range(start, start + 8)])
 
 
-def _lambda_of(path: Path) -> float | None:
-    """The λ that a model file was trained for; None where it does not say."""
+def _info_of(path: Path) -> ModelInfo | None:
+    """What a model file says of itself; None where it does not."""
     try:
-        return read_info(path).lmbda
+        return read_info(path)
     except CheckpointUnreadable:
         return None

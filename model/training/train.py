@@ -55,6 +55,7 @@ class _Run:
     average: Average
     schedule: Schedule
     channels: ChannelRates | None
+    setting: str
     step: int = 0
     seconds: float = 0.0
 
@@ -71,11 +72,13 @@ def train(options: Options, *, quiet: bool = False) -> Path:
     Returns:
         The finished model's file.
     """
+    if not options.resume and (options.save / "checkpoint").exists():
+        raise ValueError(f"{options.save} holds a run: go on with it (--resume), or choose another folder (--save)")
     place = find_place(options.precision)
     training, kept = split_validation(find_images(options.data), options.validation)
     crops = Crops(training, options.crop, options.seed, options.cache_mb << 20)
     run = _prepare(options, place, training)
-    images = load_validation(kept, options.config.alignment) if place.first else []
+    images = load_validation(kept, options.config.alignment, options.metric) if place.first else []
     with Reporter(options.save, quiet=quiet or not place.first) as report, _Interrupt() as interrupt:
         report.record("start", run.step, {"model": options.model_name, "photographs": len(training)})
         _loop(run, _batches(crops, run), images, report, interrupt)
@@ -102,6 +105,7 @@ def _prepare(options: Options, place: Place, training: list[Path]) -> _Run:
         average=Average(net, options.average),
         schedule=_schedule(options, len(training), place),
         channels=channels,
+        setting=options.setting(training, place.processes),
     )
     if options.resume:
         _resume(run)
@@ -185,8 +189,8 @@ def _loop(run: _Run, batches: Iterator[Tensor], images: list[Tensor], report: Re
                 report.record("train", run.step, {**figures, "rate": rate, "seconds": run.seconds})
                 recent = _Recent()
             if time.monotonic() - saved >= o.save_every:
-                _validate(run, images, report)
                 _save(run)
+                _validate(run, images, report)
                 saved = time.monotonic()
     if place.first:
         _save(run)
@@ -236,19 +240,22 @@ def _save(run: _Run) -> None:
         optimisers=[run.main.state_dict(), run.auxiliary.state_dict()],
         weights=dict(run.net.named_parameters()),
         average=run.average.weights,
-        setting=run.options.setting(),
+        setting=run.setting,
     )
     save_state(run.options.save / "checkpoint", state)
 
 
 def _resume(run: _Run) -> None:
     state = load_state(run.options.save / "checkpoint")
-    if state.setting != run.options.setting():
+    if state.setting != run.setting:
         raise CheckpointMismatch(f"{run.options.save}: was trained otherwise ({state.setting}): start a run of its own")
     fill_parameters(run.net, state.weights)
     run.average.load(state.average)
     for optimiser, stored in zip((run.main, run.auxiliary), state.optimisers, strict=True):
+        rates = [{name: group[name] for name in group if name in {"lr", "base"}} for group in optimiser.param_groups]
         optimiser.load_state_dict(stored)
+        for group, wanted in zip(optimiser.param_groups, rates, strict=True):
+            group.update(wanted)  # those that were asked for now, not those of before
     run.step, run.seconds = state.step, state.seconds
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from model.training.loss import rate_distortion
 
 log = logging.getLogger(__name__)
 
+_LEAST_OF_MS_SSIM = 161  # pixels a side, for its five scales
 _LARGEST = 512  # pixels a side: a validation takes seconds, also on a CPU
 
 
@@ -29,17 +31,18 @@ class Validation:
     loss: float
 
 
-def load_validation(paths: Sequence[Path], alignment: int) -> list[Tensor]:
+def load_validation(paths: Sequence[Path], alignment: int, metric: str = "mse") -> list[Tensor]:
     """The top left corner of each photograph, cut to whole tiles of `alignment`: (1, 3, H, W) in [0, 1].
 
-    One that is damaged, or smaller than a tile, is named in the log and left out.
+    One that is damaged, or too small for a tile or for the metric, is named in the log and left out.
     """
+    least = math.ceil((_LEAST_OF_MS_SSIM if metric == "ms-ssim" else 1) / alignment) * alignment
     images = []
     for path in paths:
         try:
             pixels = read_rgb(path)
-            if min(pixels.shape[:2]) < alignment:
-                raise ValueError(f"{pixels.shape[1]}x{pixels.shape[0]} is smaller than a tile of {alignment}")
+            if min(pixels.shape[:2]) < least:
+                raise ValueError(f"{pixels.shape[1]}x{pixels.shape[0]} is smaller than {least}")
         except UNREADABLE as error:
             log.warning("%s skipped: %s", path, error)
             continue

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+import model
+from model.checkpoint import read_info
 from tests.conftest import DATA, make_tiny, psnr
 
 TCM = Path(sys.executable).with_name("tcm")
@@ -148,6 +150,17 @@ def test_import_then_use(tcm, tmp_path):
     result = tcm("decode", "p.tcm", "q.png")
     assert result.returncode == 5
     assert "needs model 'tcm-tiny-mse-0.01'" in one_line(result)
+
+
+def test_a_model_of_ours_is_imported_as_it_is(tcm, tmp_path):
+    """Found by reading: its rounding was lost, so that the copy wrote other files, under other weights."""
+    embedded = Path(model.__file__).parent / "weights" / "tcm-xs-mse-0.013.safetensors"
+    assert tcm("import", embedded, "--name", "tcm-ours-mse-0.013").returncode == 0
+    ours, theirs = read_info(tmp_path / "models" / "tcm-ours-mse-0.013.safetensors"), read_info(embedded)
+    assert (ours.fingerprint, ours.rounding) == (theirs.fingerprint, theirs.rounding)
+    result = tcm("import", embedded, "--name", "tcm-xs-mse-0.05")
+    assert result.returncode == 2
+    assert "is a model of λ=0.013 for mse" in one_line(result)
 
 
 def test_help_needs_no_torch(tcm):

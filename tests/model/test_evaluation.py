@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from model.checkpoint import load
+from model.codec import Codec
 from model.evaluation.coders import PillowCoder, TCMCoder
 from model.evaluation.curves import Point, bd_rate, curves
 from model.evaluation.measure import images_in, load_records, measure
@@ -69,6 +74,15 @@ def test_bd_rate_of_a_codec_that_needs_half_the_bits():
     assert bd_rate(anchor, anchor) == pytest.approx(0, abs=1e-6)
     assert bd_rate(anchor, points([0.1], [30])) is None
     assert bd_rate(anchor, points([0.1, 0.2], [10, 12])) is None
+    for other in ([33, 31, 35, 37], [31, 31, 35, 37], [31, 33, 35, math.inf]):  # no curve of better for more
+        assert bd_rate(anchor, points([0.1, 0.2, 0.3, 0.4], other)) is None
+
+
+def test_names_that_say_no_rate_are_curves_of_their_own(tiny_file):
+    weights = load(tiny_file)
+    names = ("my-baseline", "my-attention", "tcm-tiny-mse-0.01")
+    codecs = [Codec(replace(weights, info=replace(weights.info, name=name)), torch.device("cpu")) for name in names]
+    assert [TCMCoder(codec).name for codec in codecs] == ["my-baseline", "my-attention", "tcm-tiny-mse"]
 
 
 def test_a_package_that_is_missing_is_named(folder, tmp_path):

@@ -83,6 +83,9 @@ def test_photographs_that_cannot_be_measured_on_are_named(photographs, tmp_path,
     assert len(images) == 1
     assert "damaged.png skipped" in caplog.text
     assert "narrow.png skipped: 40x200 is smaller" in caplog.text
+    Image.new("RGB", (180, 180)).save(tmp_path / "small.png")
+    assert [image.shape[-1] for image in load_validation([tmp_path / "small.png"], 128)] == [128]
+    assert load_validation([tmp_path / "small.png"], 128, "ms-ssim") == []  # 128 are too few for its five scales
 
 
 def test_the_block_transform_is_a_transform(started, photographs):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,24 @@ def test_a_run_is_not_resumed_as_another(photographs, tmp_path):
         train(options(photographs, tmp_path, steps=2, lmbda=0.05, resume=True), quiet=True)
 
 
+def test_a_run_is_not_overwritten(photographs, tmp_path):
+    train(options(photographs, tmp_path, steps=1), quiet=True)
+    with pytest.raises(ValueError, match="--resume"):
+        train(options(photographs, tmp_path, steps=1), quiet=True)
+
+
+def test_a_run_is_resumed_with_its_photographs(photographs, tmp_path):
+    """Or some that it was trained on would be measured on."""
+    folder = tmp_path / "photographs"
+    shutil.copytree(photographs, folder)
+    train(options(folder, tmp_path / "run", steps=1), quiet=True)
+    train(options(folder, tmp_path / "run", steps=2, lr=3e-5, resume=True), quiet=True)
+    assert load_state(tmp_path / "run" / "checkpoint").optimisers[0]["param_groups"][0]["base"] == 3e-5
+    next(folder.rglob("*.png")).rename(folder / "another name.png")
+    with pytest.raises(CheckpointMismatch, match="trained otherwise"):
+        train(options(folder, tmp_path / "run", steps=3, resume=True), quiet=True)
+
+
 def test_a_damaged_checkpoint_is_named(photographs, tmp_path):
     train(options(photographs, tmp_path, steps=1), quiet=True)
     (tmp_path / "checkpoint" / "optimiser.pt").write_bytes(b"no")
@@ -124,7 +143,10 @@ def test_ms_ssim_is_trained_for(tmp_path):
     for i in range(3):
         Image.effect_noise((200, 200), 40 + i).convert("RGB").save(tmp_path / f"{i}.png")
     path = train(
-        options(tmp_path, tmp_path / "run", metric="ms-ssim", lmbda=8.0, crop=192, steps=2, validation=1), quiet=True
+        options(
+            tmp_path, tmp_path / "run", metric="ms-ssim", lmbda=8.0, crop=192, steps=2, validation=1, start="random"
+        ),
+        quiet=True,
     )
     assert (checkpoint.read_info(path).name, checkpoint.read_info(path).metric) == ("tcm-xs-ms-ssim-8", "ms-ssim")
 
@@ -140,6 +162,7 @@ def test_the_clock_ends_a_run(photographs, tmp_path):
         ({"crop": 100}, "multiple of 64"),
         ({"lmbda": 0.0}, "positive"),
         ({"name": "My Model"}, "no model name"),
+        ({"metric": "ms-ssim", "crop": 192, "lmbda": 16.0}, "squared errors"),
         ({"metric": "ms-ssim"}, "above 160"),
         ({"init_from": Path("x.safetensors")}, "not both"),
         ({"minutes": 1.0}, "one of the three"),
