@@ -20,14 +20,16 @@ from model.entropy import Coder, stream_count
 from model.tables import gaussian_tables, scale_table
 
 
-def timed(work: Callable[[], object], runs: int = 9) -> float:
-    work()
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return median(seconds)
+def timed(*works: Callable[[], object], runs: int = 15) -> list[float]:
+    """Median seconds of each, run in turn: what else the machine does meets all of them."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for run in range(runs + 1):  # the first one warms up
+        for work, kept in zip(works, seconds, strict=True):
+            start = time.perf_counter()
+            work()
+            if run:
+                kept.append(time.perf_counter() - start)
+    return [median(kept) for kept in seconds]
 
 
 def main(count: int = 491_520) -> None:
@@ -49,8 +51,9 @@ def main(count: int = 491_520) -> None:
     theirs.update()
     y, i = (torch.from_numpy(a.astype(np.float32)).view(1, 1, 1, -1) for a in (symbols, indexes))
     string = theirs.compress(y, i.int())
-    ours = timed(lambda: coder.encode([(symbols, indexes)], streams)), timed(decode)
-    rows = timed(lambda: theirs.compress(y, i.int())), timed(lambda: theirs.decompress(string, i.int()))
+    encodes = timed(lambda: coder.encode([(symbols, indexes)], streams), lambda: theirs.compress(y, i.int()))
+    decodes = timed(decode, lambda: theirs.decompress(string, i.int()))
+    ours, rows = zip(encodes, decodes, strict=True)
     sizes = {"compressai.ans": len(string[0])}
     others = {"compressai.ans": rows} | _constriction(symbols, indexes, table, sizes)
     print(f"{describe(torch.device('cpu'))}\n{count:,} symbols in {streams} streams")
@@ -63,7 +66,7 @@ def main(count: int = 491_520) -> None:
 
 def _constriction(
     symbols: NDArray[np.int32], indexes: NDArray[np.int16], table: NDArray[np.float64], sizes: dict[str, int]
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, tuple[float, ...]]:
     """Two ways to use constriction: a Gaussian for each symbol, or ready tables, symbols of one table at a time."""
     try:
         import constriction
@@ -101,8 +104,8 @@ def _constriction(
     one, many = "constriction, a Gaussian each", "constriction, sorted by σ"
     sizes |= {one: words.nbytes, many: by_table.nbytes}
     return {
-        one: (timed(each, 3), timed(decode_each, 3)),
-        many: (timed(grouped, 3), timed(decode_grouped, 3)),
+        one: tuple(timed(each, decode_each, runs=3)),
+        many: tuple(timed(grouped, decode_grouped, runs=3)),
     }
 
 

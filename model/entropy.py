@@ -197,8 +197,10 @@ def each(work: Callable[[_S], _T], items: Sequence[_S], *, urgent: bool = False)
         return [work(item) for item in items[share::shares]]
 
     done: list[_T | None] = [None] * len(items)
-    for share, results in enumerate((_urgent if urgent else _coding).map(some, range(shares))):
-        done[share::shares] = results
+    others = [(_urgent if urgent else _coding).submit(some, share) for share in range(1, shares)]
+    done[::shares] = some(0)  # whoever calls has a core already, and need not be woken
+    for share, other in enumerate(others, 1):
+        done[share::shares] = other.result()
     return cast("list[_T]", done)
 
 
