@@ -27,7 +27,8 @@ class CrossSite:
     """ASGI middleware: pages of other sites change nothing here, though they may not be let to see what they did.
 
     Browsers send forms, and files in them, to any address without asking first; where the service asks for no key, as
-    on a developer's machine, that would be enough. They say that they do, which programs have no reason to.
+    on a developer's machine, that would be enough. They say that they do, which programs have no reason to;
+    but not to plain HTTP beyond localhost.
     """
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
@@ -37,7 +38,8 @@ class CrossSite:
         """Pass the request on, or refuse it."""
         if scope["type"] == "http" and scope["method"] in ("POST", "DELETE"):
             headers = Headers(scope=scope)
-            if headers.get("sec-fetch-site") == "cross-site" and headers.get("origin") not in self.origins:
+            allowed = "*" in self.origins or headers.get("origin") in self.origins
+            if headers.get("sec-fetch-site") == "cross-site" and not allowed:
                 refusal = CrossOriginRefused("not allowed from a page of another site")
                 await answer(scope, refusal)(scope, receive, send)
                 return

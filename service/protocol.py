@@ -17,7 +17,7 @@ from service.identity import REQUEST_ID_HEADER, new_request_id
 log = structlog.get_logger()
 
 _END = re.compile(rb"\n\r?\n")
-_MAY_BE_HTTP = re.compile(rb"[\r\n]*(?:[A-Za-z]|\Z)")
+_MAY_BE_HTTP = re.compile(rb"[A-Za-z]")
 _UPGRADE = re.compile(rb"(\n)upgrade:", re.IGNORECASE)
 """No upgrade is ever taken, and a request that offers one (h2c, as some clients do) is one like any other. The parser
 would take it for the end of HTTP: its body would be lost, or be the next request."""
@@ -55,12 +55,17 @@ class Protocol(Connection):
             if self._head is None or self._begun:
                 self._take(data)
                 return
+            if not self._held and (blank := len(data) - len(data.lstrip(b"\r\n"))):
+                self._take(data[:blank])  # no head begins with an empty line
+                data = data[blank:]
+                continue
+            begins = not self._held
             seen, self._held = max(0, len(self._held) - 3), self._held + data
             end = _END.search(self._held, seen)
             if not end and _MAY_BE_HTTP.match(self._held) and len(self._held) <= self.max_head:
                 self._unset_keepalive_if_required()
                 self._head = len(self._held)
-                if not self._timer:
+                if begins or not self._timer:
                     self._watch()
                 return
             place = end.end() if end else len(self._held)

@@ -60,7 +60,7 @@ def curves(records: Sequence[Record]) -> Curves:
 def _mean(setting: str, records: list[Record]) -> Point:
     similarities = [r.ms_ssim for r in records if r.ms_ssim is not None]
     estimates = [r.estimated_bits for r in records if r.estimated_bits is not None]
-    real = sum(8 * r.size for r in records)
+    real = sum(8 * r.size for r in records if r.estimated_bits is not None)
     return Point(
         setting=setting,
         bits_per_pixel=fmean(r.bits_per_pixel for r in records),

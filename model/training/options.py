@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,5 +124,5 @@ class Options:
         names = ("lmbda", "metric", "batch", "crop", "seed", "part", "attention", "rounding")
         kept = {name: getattr(self, name) for name in names} | {"processes": processes}
         listed = "\n".join(path.relative_to(self.data).as_posix() for path in photographs)
-        kept["photographs"] = hashlib.sha256(listed.encode()).hexdigest()[:16]
+        kept["photographs"] = hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]
         return json.dumps({**kept, "config": dataclasses.asdict(self.config)}, sort_keys=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query
@@ -29,6 +31,9 @@ ADMISSION = (QuotaExceeded, Saturated, Draining, WorkerLost, NotReady)
 """What a route that asks for work can answer before it has looked at the request."""
 
 
+_MOST, _LONGEST = 10, 100  # names, and their characters, that an answer repeats
+
+
 def known(*names: str) -> Any:
     """A dependency: parameters of these names, each at most once.
 
@@ -36,9 +41,10 @@ def known(*names: str) -> Any:
     """
 
     async def check(request: Request) -> None:
-        given = [name for name, _ in request.query_params.multi_items()]
-        wrong = {name: "there is no such parameter" for name in given if name not in names}
-        wrong |= {name: "it is given more than once" for name in given if given.count(name) > 1}
+        given = Counter(name for name, _ in request.query_params.multi_items())
+        wrong = {name[:_LONGEST]: "there is no such parameter" for name in given if name not in names}
+        wrong |= {name[:_LONGEST]: "it is given more than once" for name, times in given.items() if times > 1}
+        wrong = dict(islice(wrong.items(), _MOST))
         if wrong:
             listed = f"known are {', '.join(names)}"
             raise InvalidParameter(

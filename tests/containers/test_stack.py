@@ -123,8 +123,8 @@ def test_nginx_speaks_the_services_language(stack: Stack, photographs: list[byte
     problem(stack.client.post("/v1/encode", content=much_too_large), 413, "body-too-large")  # nginx's
     problem(stack.client.get("/metrics"), 404, "not-found")
     assert stack.client.get("/readyz").status_code == 200
-    sent = stack.client.post("/v1/encode?signature=s3cr3t", content=photographs[0], headers={"X-Request-ID": "quiet"})
-    assert sent.status_code == 200
+    sent = stack.client.get(f"/v1/bitstreams/{'0' * 64}?signature=s3cr3t", headers={"X-Request-ID": "quiet"})
+    assert sent.status_code == 404
     stack.replica_of("quiet")  # it is in the log
     store, believed = stack.run("tcm-1", "printenv", "TCM_STORE", "FORWARDED_ALLOW_IPS").split()
     assert store == "file:///data/store"

@@ -29,13 +29,22 @@ async def _length(request: Request) -> Response:
     return Response(str(len(await request.body())))
 
 
+async def _slow(_: Request) -> Response:
+    await asyncio.sleep(1)  # longer than a head may take
+    return Response("slow answer")
+
+
 async def _early(_: Request) -> Response:
     return Response("no need of your body", status_code=400)
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    routes = [Route("/", _length, methods=["GET", "POST"]), Route("/early", _early, methods=["POST"])]
+    routes = [
+        Route("/", _length, methods=["GET", "POST"]),
+        Route("/early", _early, methods=["POST"]),
+        Route("/slow", _slow),
+    ]
     app = Starlette(routes=routes)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, http=Impatient, log_config=None, lifespan="off"))
@@ -111,6 +120,23 @@ def test_a_request_that_offers_an_upgrade_keeps_its_body(port: int, size: int, f
     answer = talk(port, *parts, pause=0.0005 if size < 10 else 0)
     assert answer.count(b"HTTP/1.1 200 OK") == 2
     assert b"\r\n\r\n%d" % len(body) in answer
+
+
+def test_empty_lines_cost_no_answer_and_no_time(port: int) -> None:
+    """Found by reading: while an answer is being made, and by the hundred thousand."""
+    slow = b"GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert b"slow answer" in talk(port, slow, b"\r\n", pause=0.1)
+    last = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert talk(port, b"\n" * 5000, last).startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_opened_beforehand_has_all_the_time_for_its_head(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        time.sleep(0.3)  # of 0.5
+        connection.sendall(b"GET / HTTP/1.1\r\nHo")
+        time.sleep(0.3)
+        connection.sendall(b"st: x\r\nConnection: close\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
 
 
 def test_an_upgrade_behind_a_body_is_refused(port: int) -> None:
