@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, TiffTags, UnidentifiedImageError
 
 from model import tiff
 from model.container import DEFAULT_MAX_PIXELS, MAX_METADATA, check_pixels
@@ -171,24 +172,39 @@ def _upright(image: Image.Image) -> tuple[Image.Image, bytes | None, bytes | str
         turn = _TURNS.get(tags.get(_ORIENTATION, 1))
     except Exception:  # noqa: BLE001 - broken EXIF says nothing of the pixels
         return image, None, xmp
-    if turn is not None or image.format == "TIFF":
-        try:
+    try:
+        if image.format == "TIFF":
             exif = _written(tags)
-        except Exception:  # noqa: BLE001 - one broken tag must not cost what another says of the pixels
-            exif = None
+        elif turn is not None and exif is not None:
+            exif = _without_orientation(exif.removeprefix(EXIF_PREFIX))
+    except Exception:  # noqa: BLE001 - one broken tag must not cost what another says of the pixels
+        exif = None
     if turn is not None:
         image, xmp = image.transpose(turn), _IN_XMP.sub(b"", _bounded(xmp) or b"")
     return image, exif and EXIF_PREFIX + exif.removeprefix(EXIF_PREFIX), xmp
 
 
+def _without_orientation(exif: bytes) -> bytes | None:
+    """All else stays as and where it was, whatever its type: Pillow would write much of it anew as something else."""
+    order = "<" if exif.startswith(b"II") else ">"
+    (place,) = struct.unpack_from(order + "L", exif, 4)
+    (count,) = struct.unpack_from(order + "H", exif, place)
+    end = place + 2 + 12 * count
+    entries = [exif[at : at + 12] for at in range(place + 2, end, 12)]
+    kept = [entry for entry in entries if struct.unpack_from(order + "H", entry)[0] != _ORIENTATION]
+    if not kept:
+        return None
+    directory = struct.pack(order + "H", len(kept)) + b"".join(kept) + exif[end : end + 4]
+    return exif[:place] + directory.ljust(2 + 12 * count + 4, b"\0") + exif[end + 4 :]
+
+
 def _written(tags: Image.Exif) -> bytes | None:
-    """EXIF without orientation and without what lays out a TIFF's pixels; text as it was, of whatever alphabet."""
+    """EXIF of a TIFF: without what lays out its pixels; text as it was, of whatever alphabet."""
     for tag in tiff.LAYOUT & set(tags):
         del tags[tag]
-    for directory in (tags, *(tags.get_ifd(tag) for tag in tiff.DIRECTORIES)):
-        for tag, value in list(directory.items()):
-            if isinstance(value, str):
-                directory[tag] = value.encode("latin-1")  # as Pillow has read it; it would write ASCII
+    for tag, value in list(tags.items()):
+        if isinstance(value, str) and TiffTags.lookup(tag).type == TiffTags.ASCII:
+            tags[tag] = value.encode("latin-1")  # as Pillow has read it; it would write ASCII
     return tags.tobytes() if len(tags) else None
 
 

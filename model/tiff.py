@@ -16,9 +16,7 @@ LAYOUT = {*range(254, 270), *range(273, 282), 284, 292, 293, 297, *range(301, 30
 _STRIP = 1 << 18
 _DEFLATE, _DIFFERENCES, _UNASSOCIATED = 8, 2, 2
 _PREDICTOR = 317
-_EXIF, _GPS, _INTEROPERABILITY = 0x8769, 0x8825, 0xA005
-DIRECTORIES = (_EXIF, _GPS, _INTEROPERABILITY)
-"""Tags whose values are directories."""
+_EXIF, _INTEROPERABILITY = 0x8769, 0xA005
 
 
 def write_tiff(

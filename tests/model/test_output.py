@@ -105,6 +105,41 @@ def test_a_tag_that_cannot_be_written_costs_none_of_the_others():
     assert float(again.get_ifd(EXIF)[EXPOSURE]) == 0.01
 
 
+def types_of(exif: bytes) -> dict[int, object]:
+    """The type of every tag, and of those of the directories inside."""
+    block = exif.removeprefix(b"Exif\0\0")
+    order = "<" if block.startswith(b"II") else ">"
+
+    def directory(place: int) -> dict[int, object]:
+        (count,) = struct.unpack_from(order + "H", block, place)
+        found: dict[int, object] = {}
+        for at in range(place + 2, place + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(order + "HHLL", block, at)
+            found[tag] = directory(value) if tag in (EXIF, GPS) else kind
+        return found
+
+    return directory(struct.unpack_from(order + "L", block, 4)[0])
+
+
+@pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP"])
+def test_a_turned_picture_keeps_all_else_of_its_exif(source):
+    """Found by looking once more: written anew by Pillow, times and names of lenses became numbers."""
+    exif = from_a_camera()
+    exif.get_ifd(EXIF)[0x9003] = "2026:01:01 10:00:00"
+    exif[0x0112] = 6
+    before = types_of(exif.tobytes())
+    picture = read_image(file_of(Image.new("RGB", (24, 16)), source, exif=exif))
+    assert (picture.width, picture.height) == (16, 24)
+    assert picture.exif is not None
+    assert before.pop(0x0112) == 3
+    assert types_of(picture.exif) == before
+    assert before[EXIF][0x9003] == 2  # text
+    assert parsed(picture.exif).get_ifd(EXIF)[0x9003] == "2026:01:01 10:00:00"
+    alone = Image.Exif()
+    alone[0x0112] = 6
+    assert read_image(file_of(Image.new("RGB", (24, 16)), source, exif=alone)).exif is None
+
+
 def test_text_of_any_alphabet():
     picture = Picture(np.zeros((8, 8, 3), np.uint8), exif=exif_of((0x013B, 2, 3, "é\0".encode())))
     for file_format in ("tiff", "jpeg", "png"):
