@@ -95,8 +95,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointUnreadable(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:
-        if not _begins_as_torch_writes(path) or "truncated" in str(error):
-            raise CheckpointUnreadable(f"{path}: damaged or not a checkpoint ({_beginning(path)})") from None
+        if wrong := _no_checkpoint(path) or ("cut short" if "truncated" in str(error) else None):
+            raise CheckpointUnreadable(f"{path}: damaged or not a checkpoint ({wrong})") from None
         raise CheckpointUnreadable(
             f"{path}: holds more than tensors, and reading it could run code; nothing but tensors is read. "
             "Save its `state_dict` alone and import that."
@@ -115,17 +115,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return normalise(content)
 
 
-def _begins_as_torch_writes(path: Path) -> bool:
+def _no_checkpoint(path: Path) -> str | None:
+    """What a file is instead, by its beginning; None where it begins as torch begins."""
     with path.open("rb") as file:
-        return file.read(2).startswith(_BEGINNINGS)
-
-
-def _beginning(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(512).lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
+        start = file.read(512)
+    if start.startswith(_BEGINNINGS):
+        return None
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "it is a web page: where it was downloaded, something else was answered; look at it in a browser"
-    return "cut short, or of another kind"
+    return "of another kind"
 
 
 def normalise(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

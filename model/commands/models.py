@@ -72,7 +72,6 @@ def import_(
         import torch
 
         from model.checkpoint import fill, read_state_dict, save, standard_name
-        from model.zoo import default_model_dir
 
         said, own = standard_name(name), _own_info(checkpoint)
         if own is not None:  # one of ours: what it says of itself holds
@@ -84,9 +83,7 @@ def import_(
         lmbda, metric = lmbda or (said[0] if said else None), metric or (said[1] if said else None)
         if lmbda is None or metric is None:
             raise typer.BadParameter(f"{name} does not say λ and metric; give --lmbda and --metric")
-        target = (model_dir or default_model_dir()) / f"{name}.safetensors"
-        if target.exists() and not force:
-            raise FileExistsError(f"{target} is there already; --force replaces it")
+        target = _target(name, model_dir, force=force)
         weights = read_state_dict(checkpoint)
         half = half or (own is not None and any(value.dtype == torch.float16 for value in weights.values()))
         rounding = own.rounding if own else None
@@ -95,6 +92,16 @@ def import_(
             f"{saved.name}: {saved.parameters / 1e6:.1f} M parameters, N={saved.config.N}, λ={saved.lmbda:g}, "
             f"weights {saved.fingerprint} -> {target}"
         )
+
+
+def _target(name: str, model_dir: Path | None, *, force: bool) -> Path:
+    """Where a model of that name is to lie."""
+    from model.zoo import default_model_dir
+
+    target = (model_dir or default_model_dir()) / f"{name}.safetensors"
+    if target.exists() and not force:
+        raise FileExistsError(f"{target} is there already; --force replaces it")
+    return target
 
 
 def _own_info(path: Path) -> ModelInfo | None:
@@ -115,10 +122,7 @@ def pull(
     """Download one of the authors' checkpoints from their drive, and import it."""
     with one_line_errors():
         from model.pull import download
-        from model.zoo import default_model_dir
 
-        target = (model_dir or default_model_dir()) / f"{name}.safetensors"
-        if target.exists() and not force:
-            raise FileExistsError(f"{target} is there already; --force replaces it")
+        _target(name, model_dir, force=force)  # before megabytes are downloaded in vain
         with download(name) as checkpoint:
             import_(checkpoint, name=name, force=force, model_dir=model_dir)

@@ -20,12 +20,12 @@ from service.identity import Record
 from service.lifetime import Lifetime
 from service.routes.common import (
     ADMISSION,
+    ENCODING,
     Metadata,
     ModelName,
     Quality,
     TimeoutMs,
     choose,
-    known,
     seconds,
     server_timing,
 )
@@ -74,7 +74,7 @@ _STORED: dict[int | str, dict[str, Any]] = {
     "/v1/bitstreams",
     status_code=201,
     summary="Keep an image or a bitstream",
-    dependencies=[auth.ENCODE, known("model", "quality", "metadata", "timeout_ms")],
+    dependencies=[auth.ENCODE, ENCODING],
     response_model=Stored,
     responses=openapi.problems(
         *auth.PROBLEMS,

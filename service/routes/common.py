@@ -55,6 +55,10 @@ def known(*names: str) -> Any:
     return Depends(check)
 
 
+ENCODING = known("model", "quality", "metadata", "timeout_ms")
+"""The parameters of whatever encodes."""
+
+
 def choose(here: Context, model: str | None, quality: int | None) -> ZooEntry:
     """The model that a request asks for.
 

@@ -14,12 +14,12 @@ from service.identity import Record
 from service.lifetime import Lifetime
 from service.routes.common import (
     ADMISSION,
+    ENCODING,
     Metadata,
     ModelName,
     Quality,
     TimeoutMs,
     choose,
-    known,
     seconds,
     server_timing,
 )
@@ -60,7 +60,7 @@ _RESPONSES = openapi.problems(
 @router.post(
     "/v1/encode",
     summary="Compress an image",
-    dependencies=[auth.ENCODE, known("model", "quality", "metadata", "timeout_ms")],
+    dependencies=[auth.ENCODE, ENCODING],
     response_class=Response,
     responses=_RESPONSES,
     openapi_extra=openapi.body(f"An image file. {_EXAMPLE}", "image/*"),
