@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, PngImagePlugin, TiffTags, UnidentifiedImageErro
 
 from model import tiff
 from model.container import DEFAULT_MAX_PIXELS, MAX_METADATA, check_pixels
-from model.errors import CorruptImage, ModelError, UnsupportedImage, reason
+from model.errors import CorruptImage, ModelError, TooManyPixels, UnsupportedImage, reason
 
 Pixels = NDArray[np.uint8]
 
@@ -37,8 +37,15 @@ _IN_XMP = re.compile(rb"""\s*tiff:Orientation=(["'])\d\1|<tiff:Orientation>\s*\d
 EXIF_PREFIX = b"Exif\0\0"
 """Of EXIF in JPEG files; other formats leave it out, and so may who writes them."""
 Image.init()  # every plugin now, not in the middle of somebody's first request
-Image.MAX_IMAGE_PIXELS = None  # every reader here checks the header's size itself, before decoding
 PngImagePlugin.MAX_TEXT_CHUNK = 4 * MAX_METADATA  # a profile of more than 1 MiB would cost the picture
+
+
+def no_limit_of_pillow() -> None:
+    """For programs of ours, whose readers check the size in the header themselves: pictures of any size may be opened.
+
+    It is the whole process's, so that importing this package must not do it.
+    """
+    Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,8 @@ def read_image(
         raise UnsupportedImage(f"not an image that can be read here; known are {known}") from None
     except MemoryError:
         raise
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(f"{error}; `Image.MAX_IMAGE_PIXELS` sets that limit of Pillow's") from None
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged headers
         raise CorruptImage(f"its header cannot be read: {reason(error)}") from None
     _check_size(image, max_pixels)
@@ -211,7 +220,10 @@ def _written(tags: Image.Exif) -> bytes | None:
 def _to_eight_bits(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bool]:
     """The image as L, LA, RGB or RGBA, and whether its colours were converted, so that its profile no longer fits."""
     mode = image.mode
-    transparent = "transparency" in image.info
+    key = image.info.get("transparency")
+    transparent = key is not None
+    if isinstance(key, tuple) and max(key) > 255:  # of 16 bits, while Pillow gives the high bytes of the samples
+        image.info["transparency"] = tuple(value >> 8 for value in key)
     if mode == "F":
         raise UnsupportedImage("floating-point samples have no stated range: convert the image to 8 or 16 bits first")
     if mode.startswith("I"):

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import AvifImagePlugin
 
 from model.errors import CorruptImage, ModelError
-from model.pixels import Picture, read_image
+from model.pixels import Picture, no_limit_of_pillow, read_image
 
 _AVIF_THREADS = 2
 
@@ -28,6 +28,7 @@ def main() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the end of the time of a file is the end of the process
     warnings.simplefilter("ignore")  # Pillow's, of a stranger's metadata
     AvifImagePlugin.DEFAULT_MAX_THREADS = _AVIF_THREADS
+    no_limit_of_pillow()
     answers = os.dup(1)
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)

@@ -54,6 +54,7 @@ def _serve(settings: Settings) -> int:
     import uvicorn
 
     from model.errors import UnknownModel
+    from model.pixels import no_limit_of_pillow
     from service.app import create_app
     from service.context import Context
     from service.priority import prefer_event_loop
@@ -62,6 +63,7 @@ def _serve(settings: Settings) -> int:
 
     log = structlog.get_logger()
     prefer_event_loop()
+    no_limit_of_pillow()
     try:
         app = create_app(settings)
     except (UnknownModel, OSError, ValueError) as error:

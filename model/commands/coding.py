@@ -103,9 +103,10 @@ def encode(
     pairs = _targets(paths, ".tcm")
     with one_line_errors():
         from model.codec import Codec
-        from model.pixels import read_image
+        from model.pixels import no_limit_of_pillow, read_image
         from model.zoo import Zoo
 
+        no_limit_of_pillow()
         zoo = Zoo(model_dir)
         entry = zoo.default(model)
         if quality:
@@ -136,8 +137,10 @@ def decode(
         from model.codec import Codec
         from model.container import read_container
         from model.output import write_image
+        from model.pixels import no_limit_of_pillow
         from model.zoo import Zoo
 
+        no_limit_of_pillow()
         zoo = Zoo(model_dir)
         codecs: dict[str, Codec] = {}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 
@@ -118,6 +120,24 @@ def test_a_grey_that_means_transparent(bits):
     assert picture.grey
     assert picture.alpha is not None
     assert picture.alpha.tolist() == [[255, 0, 255]]
+
+
+def test_a_colour_of_sixteen_bits_that_means_transparent():
+    samples = np.array([[0x1234, 0x8000, 0xFFFF], [0x2234, 0x8000, 0xFFFF], [0, 0, 0]]).astype(">u2")
+    data = bombs.png(3, 1, (b"tRNS", samples[0].tobytes()), bombs.idat(b"\0" + samples.tobytes()), depth=16, colour=2)
+    picture = read_image(data)
+    assert picture.rgb[0, :2].tolist() == [[0x12, 0x80, 0xFF], [0x22, 0x80, 0xFF]]
+    assert picture.alpha is not None
+    assert picture.alpha.tolist() == [[0, 255, 255]]
+
+
+def test_the_limit_of_pillow_is_its_users():
+    """Whoever imports this package reads strangers' files elsewhere, too; programs of ours lift it for themselves."""
+    told = "from PIL import Image; import model.codec, model.output; print(Image.MAX_IMAGE_PIXELS)"
+    run = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert int(run.stdout) == Image.MAX_IMAGE_PIXELS
+    with pytest.raises(TooManyPixels, match="MAX_IMAGE_PIXELS"):
+        read_image(bombs.png(20_000, 10_000, bombs.idat(bytes(1))), 1 << 30)
 
 
 def test_a_palette_with_alpha_of_its_own():

@@ -84,6 +84,14 @@ def test_the_size_is_announced_before_it_is_decoded(sandbox):
     assert sandbox.read_image((DATA / "photo.png").read_bytes()).width == 384
 
 
+def test_a_limit_above_that_of_pillow(sandbox):
+    """Which is 179 megapixels; ours may be set higher."""
+    told = []
+    with pytest.raises(CorruptImage, match="truncated"):
+        sandbox.read_image(bombs.png(20_000, 10_000, bombs.idat(bytes(1))), 1 << 28, announce=told.append)
+    assert told == [200_000_000]
+
+
 def test_a_refused_picture_costs_no_process(sandbox):
     """Under load, many are refused for their pixels."""
     data = (DATA / "photo.png").read_bytes()
