@@ -31,7 +31,10 @@ class FileAnswer(Response):
             Saturated: other clients have left too much unread; whoever is alone gets a file of any size.
         """
         context: Context = scope["app"].state.context
-        size = 0 if scope["method"] == "HEAD" else len(self.body)
+        size = len(self.body)
+        if scope["method"] == "HEAD":
+            size = 0
+            del self.headers["content-digest"]  # is of what is sent
         others = Connection.unread + FileAnswer.waiting
         if size and others and others + size > context.settings.max_unread_bytes:
             self.body = b""

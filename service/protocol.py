@@ -22,6 +22,9 @@ _UPGRADE = re.compile(rb"(\n)upgrade:", re.IGNORECASE)
 """No upgrade is ever taken, and a request that offers one (h2c, as some clients do) is one like any other. The parser
 would take it for the end of HTTP: its body would be lost, or be the next request."""
 
+_LISTS = frozenset({b"accept", b"if-match", b"if-none-match"})
+"""Headers that may come in several lines and mean the same as in one (RFC 9110, 5.3)."""
+
 
 class Protocol(Connection):
     """uvicorn's HTTP/1.1, which bounds neither the size of a head nor the time that it takes to arrive.
@@ -94,7 +97,14 @@ class Protocol(Connection):
         self._unwatch()
         if self.parser.should_upgrade():
             raise ValueError("a CONNECT, or an Upgrade of a request behind a body")
+        self._join_lists()
         super().on_headers_complete()
+
+    def _join_lists(self) -> None:
+        names = [name for name, _ in self.headers if name in _LISTS]
+        for name in {name for name in names if names.count(name) > 1}:
+            joined = b", ".join(value for key, value in self.headers if key == name)
+            self.headers[:] = [header for header in self.headers if header[0] != name] + [(name, joined)]
 
     def on_message_complete(self) -> None:
         """The last byte of its body."""
