@@ -26,7 +26,7 @@ from model.blocks import SliceAttention
 from model.checkpoint import ModelInfo, Weights, load
 from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
 from model.devices import current, lock_of, memory_errors, pick_device, use_exact_arithmetic
-from model.errors import IncompatibleModel, OutOfMemory
+from model.errors import ModelError, OutOfMemory
 from model.latent_coder import Analysis, LatentCoder
 from model.pixels import Picture, Pixels, from_pil, to_pil
 from model.precision import Transforms, pick_precision
@@ -85,10 +85,12 @@ class Codec:
             device: auto (CUDA where there is one), cpu, cuda or cuda:N.
             precision: of g_a, h_a and g_s: auto (bfloat16 where it is native), float32, bfloat16 or float16. Files
                 written in one are read in any other.
+            zoo: where a name is looked up, if not in the folder of the environment.
 
         Raises:
             UnknownModel: no model of that name is installed.
             CheckpointUnreadable: the file is damaged.
+            CheckpointMismatch: it holds other weights than it says.
             ValueError: no such device or precision here.
         """
         if isinstance(model, ZooEntry):
@@ -162,17 +164,26 @@ class Codec:
             CorruptBitstream: damaged or truncated.
             IncompatibleModel: written with other weights than these, or not reproducible with them.
             TooManyPixels: larger than `max_pixels`.
+            OutOfMemory: the device has no memory left.
         """
         return to_pil(self.decode_container(read_container(data, max_pixels)))
 
     def encode_picture(self, picture: Picture, *, stages: Stages | None = None) -> bytes:
-        """As `encode`, with the time of each stage added to `stages`."""
+        """As `encode`, with the time of each stage added to `stages`.
+
+        Raises:
+            OutOfMemory: the device has no memory left.
+        """
         return self.pack(picture, self.analyse([picture], stages=stages)[0], stages=stages)
 
     def decode_container(self, container: Container, *, stages: Stages | None = None) -> Picture:
-        """As `decode`, from a parsed file."""
+        """As `decode`, from a parsed file.
+
+        Raises:
+            CorruptBitstream, IncompatibleModel, OutOfMemory: as `decode` does.
+        """
         padded = self.synthesise([container], stages=stages)[0]
-        if isinstance(padded, IncompatibleModel):
+        if isinstance(padded, ModelError):
             raise padded
         return self.unpack(container, padded)
 
@@ -183,14 +194,23 @@ class Codec:
         alignment = self.info.config.alignment
         return width + -width % alignment, height + -height % alignment
 
+    def _check_padded(self, images: Sequence[Picture | Container]) -> None:
+        if len(sizes := {self.padded(image.width, image.height) for image in images}) != 1:
+            raise ValueError(f"a batch is of images of one padded size, not of {sorted(sizes)}")
+
     def analyse(
         self, pictures: Sequence[Picture], *, stages: Stages | None = None, heartbeat: Heartbeat = unwatched
     ) -> list[Analysis]:
         """The symbols of pictures that share a padded size: what needs the device, for `pack`.
 
         `heartbeat` is called before each tile and each slice; what it raises ends the work.
+
+        Raises:
+            ValueError: they do not share one.
+            OutOfMemory: the device has no memory left.
         """
         stages = Stages() if stages is None else stages
+        self._check_padded(pictures)
 
         def work() -> list[NDArray[Any]]:
             runner = self._runners[0]
@@ -209,15 +229,23 @@ class Codec:
 
     def synthesise(
         self, containers: Sequence[Container], *, stages: Stages | None = None, heartbeat: Heartbeat = unwatched
-    ) -> list[Pixels | IncompatibleModel]:
+    ) -> list[Pixels | ModelError]:
         """The padded pixels of files that share a padded size: what needs the device, for `unpack`.
 
         A file that these weights did not write or cannot reproduce gives an error in its place, and costs the others
         nothing. `heartbeat` is called before each slice and each tile; what it raises ends the work.
+
+        Returns:
+            uint8 (padded height, padded width, 3) each, or its error.
+
+        Raises:
+            ValueError: they do not share one.
+            OutOfMemory: the device has no memory left.
         """
         stages = Stages() if stages is None else stages
+        self._check_padded(containers)
 
-        def work() -> list[Pixels | IncompatibleModel]:
+        def work() -> list[Pixels | ModelError]:
             parts = self._shared_out(containers)
             works = [self._synthesising(part, runner, stages, heartbeat) for part, runner in parts]
             return [padded for part in in_turn(works) for padded in part]
@@ -234,7 +262,7 @@ class Codec:
 
     def _synthesising(
         self, containers: Sequence[Container], runner: Runner, stages: Stages, heartbeat: Heartbeat
-    ) -> Turns[list[Pixels | IncompatibleModel]]:
+    ) -> Turns[list[Pixels | ModelError]]:
         width, height = self.padded(containers[0].width, containers[0].height)
         in_height, in_width = height // tiles.STRIDE, width // tiles.STRIDE
         readers, y_hat = yield from self._latents.read(containers, in_height, in_width, runner, stages, heartbeat)
@@ -248,7 +276,11 @@ class Codec:
         return [reader.error or padded for reader, padded in zip(readers, rgb, strict=True)]
 
     def unpack(self, container: Container, padded: Pixels) -> Picture:
-        """The picture of a file and its padded pixels. Any thread may do this while the device works on."""
+        """The picture of a file and its padded pixels. Any thread may do this while the device works on.
+
+        Raises:
+            CorruptBitstream: its alpha channel is damaged.
+        """
         width, height = container.width, container.height
         return Picture(
             rgb=np.ascontiguousarray(padded[:height, :width]),

@@ -11,7 +11,7 @@ from model import guard
 from model.checkpoint import ModelInfo
 from model.container import Container
 from model.entropy import Coder, Decoder, SymbolMismatch, each
-from model.errors import IncompatibleModel
+from model.errors import CorruptBitstream, IncompatibleModel, ModelError
 
 
 class Reader:
@@ -24,9 +24,9 @@ class Reader:
 
     def __init__(self, coder: Coder, info: ModelInfo, container: Container, streams: int) -> None:
         self._info, self._container = info, container
-        self.mismatch = False
+        self.mismatch = self._computed = False
         self._decoder: Decoder | None = None
-        self.error: IncompatibleModel | None = None
+        self.error: ModelError | None = None
         if container.fingerprint != info.fingerprint:
             self.error = IncompatibleModel(
                 f"needs model {container.model!r} with weights {container.fingerprint}; "
@@ -37,11 +37,13 @@ class Reader:
             self._decoder = coder.decoder(container.payload, streams)
         except SymbolMismatch as mismatch:
             self._fail(mismatch)
-            self.mismatch = False  # nothing has been computed yet
 
     def _fail(self, mismatch: SymbolMismatch) -> None:
-        self.mismatch = True
         self._decoder = None
+        if not self._computed:  # what comes before any σ depends on nobody's arithmetic
+            self.error = CorruptBitstream(f"its payload is none of a picture of its size: {mismatch}")
+            return
+        self.mismatch = True
         file, here = self._container, self._info
         self.error = IncompatibleModel(
             f"the file is sound, but its symbols cannot be reproduced here: {file.model!r} with weights "
@@ -72,6 +74,7 @@ class Reader:
         """The symbols of a slice into `out`, in parts that any thread may do (`Decoder.jobs`); then `done`."""
         if self._decoder is None:
             return []
+        self._computed = True
         return self._decoder.jobs(out, lambda run: guard.scale_indexes(sigmas, ways, run))
 
     def done(self, succeeded: Sequence[bool], out: NDArray[np.int32]) -> None:

@@ -96,7 +96,7 @@ class Files:
         try:
             path.rename(aside)  # from here on, a writer's new object is another file
             if aside.stat().st_mtime >= before:  # it was written anew before that
-                aside.replace(path)
+                _put_back(aside, path)
                 return False
             aside.unlink()
         except FileNotFoundError:
@@ -120,7 +120,7 @@ class Files:
                     if path.suffix not in (_PART, _ASIDE) or path.stat().st_ctime >= before:
                         continue
                     if path.suffix == _ASIDE:
-                        path.replace(self._path(path.name[1:].partition(".")[0]))
+                        _put_back(path, self._path(path.name[1:].partition(".")[0]))
                     else:
                         path.unlink()
                         removed += 1
@@ -146,6 +146,19 @@ class Files:
         folder.mkdir(exist_ok=True)
         _sync(folder.parent)
         self._durable.add(folder)
+
+
+def _put_back(aside: Path, path: Path) -> None:
+    """Unless something newer has come to lie there."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            aside.replace(path)
+            return
+    aside.unlink()
 
 
 def _sync(folder: Path) -> None:

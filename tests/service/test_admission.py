@@ -186,6 +186,10 @@ def test_quota() -> None:
     assert exceeded.value.headers["Retry-After"] == "1"
     quota.spend(scope("2001:db8:1::1"))
     quota.spend(scope("192.0.2.1"))
+    for host in ("::ffff:192.0.2.2", "::ffff:192.0.2.3", "192.0.2.2", "::ffff:192.0.2.2"):  # one of two families
+        quota.spend(scope(host))
+    with pytest.raises(QuotaExceeded):
+        quota.spend(scope("::ffff:192.0.2.2"))
     quota.spend(scope("2001:db8::1", "/v1/models"))  # no work, no cost
     time.sleep(1.05)
     quota.spend(scope("2001:db8::3"))

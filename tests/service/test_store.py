@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -195,6 +196,26 @@ def test_set_aside_and_never_judged(tmp_path: Path) -> None:
     path.rename(path.with_name(f".{digest}.0123456789abcdef.expired"))
     assert files.read(digest) is None
     assert files.sweep(time.time() + 1) == 0
+    assert files.read(digest) == DATA[0]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_set_aside_and_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """What a client was told is kept stays, and begins its life anew; the damaged one does not come back."""
+    if not links:
+        monkeypatch.setattr(os, "link", mock.Mock(side_effect=PermissionError))
+    files, digest = Files(tmp_path), identify(DATA[0])
+    files.write(digest, b"damaged")
+    path = tmp_path / place(digest)
+    os.utime(path, (1, 1))
+    path.rename(path.with_name(f".{digest}.0123456789abcdef.expired"))
+    files.write(digest, DATA[0])
+    files.sweep(time.time() + 1)
+    assert files.read(digest) == DATA[0]
+    assert (files.stat(digest) or pytest.fail()).stored > 1
+    assert list(path.parent.iterdir()) == [path]
+    path.rename(path.with_name(f".{digest}.0123456789abcdef.expired"))
+    files.sweep(time.time() + 1)
     assert files.read(digest) == DATA[0]
 
 
