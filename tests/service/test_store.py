@@ -212,7 +212,9 @@ def test_set_aside_and_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     files.write(digest, DATA[0])
     files.sweep(time.time() + 1)
     assert files.read(digest) == DATA[0]
-    assert (files.stat(digest) or pytest.fail()).stored > 1
+    kept = files.stat(digest)
+    assert kept is not None
+    assert kept.stored > 1
     assert list(path.parent.iterdir()) == [path]
     path.rename(path.with_name(f".{digest}.0123456789abcdef.expired"))
     files.sweep(time.time() + 1)
