@@ -198,7 +198,6 @@ class LatentCoder:
         c = self._info.config
         in_z, in_slice = c.hyper_channels * (h // 4) * (w // 4), c.slice_channels * h * w
         streams = stream_count(in_z + c.slices * in_slice)
-        nothing = self._medians.new_zeros(len(containers), c.M, h, w)
         readers = [Reader(self._coder, self._info, container, streams) for container in containers]
         z_tables = self._z_indexes((h // 4) * (w // 4))
         given = runner.to_be_given((len(readers), in_z), torch.int32)
@@ -206,7 +205,7 @@ class LatentCoder:
             for reader, row in zip(readers, given.numpy(), strict=True):
                 row[:] = reader.z_symbols(z_tables)
         if all(reader.error for reader in readers):  # a hostile file costs no more than it must
-            return readers, nothing
+            return readers, self._medians.new_zeros(len(containers), c.M, h, w)
         run = runner.run("read", program, len(readers) * h * w * STRIDE**2, stages, heartbeat)
         outputs = run.send(given.view(len(readers), c.hyper_channels, h // 4, w // 4))
         for _ in range(c.slices):
@@ -219,7 +218,7 @@ class LatentCoder:
             with stages("entropy"):
                 read_slice(readers, list(sigmas), ways, list(given.numpy()))
             if all(reader.error for reader in readers):
-                return readers, nothing
+                return readers, self._medians.new_zeros(len(containers), c.M, h, w)
             outputs = run.send(given)
         for reader in readers:
             reader.finish()
