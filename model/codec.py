@@ -25,12 +25,13 @@ from model.attention import in_kernels
 from model.blocks import SliceAttention
 from model.checkpoint import ModelInfo, Weights, load
 from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
-from model.devices import current, lock_of, memory_errors, pick_device, use_exact_arithmetic
-from model.errors import ModelError, OutOfMemory
+from model.devices import current, lock_of, pick_device, use_exact_arithmetic
+from model.errors import ModelError
 from model.latent_coder import Analysis, LatentCoder
 from model.pixels import Picture, Pixels, from_pil, to_pil
 from model.precision import Transforms, pick_precision
-from model.programs import Pause, Runner, Steps, forget_all
+from model.programs import Runner, with_room
+from model.recording import Pause, Steps
 from model.stages import Heartbeat, Stages, unwatched
 from model.turns import Turns, in_turn
 from model.zoo import Zoo, ZooEntry
@@ -64,12 +65,15 @@ class Codec:
         self.dtype = pick_precision(precision, device)
         self._lock = lock_of(device)
         with self._lock, current(device):
-            self.net = weights.net.to(device).eval().requires_grad_(False)
-            self._transforms = Transforms.of(self.net, self.dtype)
-            self._latents = LatentCoder(self.net, self.info, weights.z_tables, device)
+            with_room(device, lambda: self._settle(weights))
             record = self._can_be_recorded()
             # two where a batch may be halved: what one is doing must outlast what the other does
             self._runners = [Runner(device, record=record) for _ in range(2 if record else 1)]
+
+    def _settle(self, weights: Weights) -> None:
+        self.net = weights.net.to(self.device).eval().requires_grad_(False)
+        self._transforms = Transforms.of(self.net, self.dtype)
+        self._latents = LatentCoder(self.net, self.info, weights.z_tables, self.device)
 
     @classmethod
     def load(
@@ -337,19 +341,9 @@ class Codec:
         )
 
     def _on_device(self, work: Callable[[], _T]) -> _T:
-        """One call at a time, without gradients; a full device is a named error.
-
-        Where memory runs out, once more without what is recorded, which can be done without.
-        """
+        """One call at a time, without gradients; a full device is a named error."""
         with self._lock, current(self.device), torch.inference_mode():
-            try:
-                with memory_errors(self.device):
-                    return work()
-            except OutOfMemory:
-                if not forget_all(self.device):
-                    raise
-            with memory_errors(self.device):
-                return work()
+            return with_room(self.device, work)
 
 
 def _beating(transform: Callable[[Tensor], Tensor], heartbeat: Heartbeat) -> Callable[[Tensor], Tensor]:

@@ -89,6 +89,10 @@ def _second_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
+_FULL = ("can't allocate memory", "CUDA error: out of memory", "_ALLOC_FAILED")
+"""How torch's CPU allocator, CUDA and its libraries say it, where torch has no class for it."""
+
+
 @contextmanager
 def memory_errors(device: torch.device) -> Iterator[None]:
     """Turn a failed allocation, or a device that has failed for good, into a named error.
@@ -97,13 +101,13 @@ def memory_errors(device: torch.device) -> Iterator[None]:
         OutOfMemory: the device, or the machine, has no memory left.
         DeviceLost: the device does nothing any more.
     """
-    message = f"{device} has not enough memory left for an image of this size"
+    message = f"{device} has not enough memory left for this: smaller images need less, and so do smaller batches"
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(message) from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # how torch's CPU allocator says it
+        if any(words in str(error) for words in _FULL):
             raise OutOfMemory(message) from error
         if not _answers(device):
             raise DeviceLost(f"{device} does nothing any more: {error}") from error

@@ -23,8 +23,9 @@ from model.errors import CheckpointMismatch
 from model.folded import FoldedTransform, fold
 from model.latents import SharedPath, SlicePass
 from model.network import TCM
-from model.programs import Pause, Program, Runner, Steps
+from model.programs import Runner
 from model.reader import Reader, read_slice
+from model.recording import Pause, Program, Steps
 from model.rounding import choose_symbols
 from model.stages import Heartbeat, Stages, unwatched
 from model.tables import Tables, gaussian_tables, guard_tables

@@ -9,14 +9,11 @@ cannot be while recording.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
 import torch
@@ -24,8 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model import fused
-from model.devices import index_of
+from model.devices import index_of, memory_errors
+from model.errors import OutOfMemory
+from model.recording import Pause, Program, Recording, RecordingFailed, Steps, has_run, may_record
 from model.stages import Heartbeat, Stages, unwatched
+
+_T = TypeVar("_T")
 
 _KEPT = 64
 """Recordings of a runner; each holds its graphs' nodes (a few MB), what it is given and what it gives."""
@@ -36,24 +37,6 @@ _LARGEST = 4_000_000
 """Pixels that are worth recording: larger work outlasts its launches."""
 
 
-@dataclass(frozen=True)
-class Pause:
-    """The end of a stage.
-
-    Attributes:
-        stage: what has been done.
-        outputs: what the host is to look at; without any, the program goes on by itself.
-        last: nothing follows.
-    """
-
-    stage: str
-    outputs: tuple[Tensor, ...] = ()
-    last: bool = False
-
-
-Steps = Generator[Pause, Tensor | None, None]
-Program = Callable[[Tensor, Heartbeat], Steps]
-"""(its first tensor, called between its steps) -> its pauses."""
 Arrival = Callable[[], list[NDArray[Any]]]
 """Waits for what is on its way to the host."""
 
@@ -72,6 +55,26 @@ def forget_all(device: torch.device) -> bool:
     return any(found)
 
 
+def with_room(device: torch.device, work: Callable[[], _T]) -> _T:
+    """Do it on a device of which the caller holds the lock.
+
+    Where memory runs out, once more without what is recorded; where something cannot be recorded, without recording it.
+
+    Raises:
+        OutOfMemory: there is not enough even so.
+        DeviceLost: the device does nothing any more.
+    """
+    while True:
+        try:
+            with memory_errors(device):
+                return work()
+        except RecordingFailed:
+            continue
+        except OutOfMemory:
+            if not forget_all(device):
+                raise
+
+
 class Runner:
     """Runs programs on one device, one at a time; two runners on a device may do so in turn.
 
@@ -84,7 +87,7 @@ class Runner:
         self.device = device
         self._record = record and device.type == "cuda"
         self._seen: OrderedDict[object, int] = OrderedDict()
-        self._recordings: OrderedDict[object, _Recording] = OrderedDict()
+        self._recordings: OrderedDict[object, Recording] = OrderedDict()
         self._pool: Any = None  # of memory: recordings share it, since one runs at a time
         self._untold = list[tuple[Stages, str, torch.cuda.Event, torch.cuda.Event]]()  # times of stages that may go on
         _runners.add(self)
@@ -97,24 +100,28 @@ class Runner:
         may = self._record and pixels <= _LARGEST and fused.wanted()
         return Run(self, name, program, stages, heartbeat, record=may)
 
-    def recording(self, key: object, program: Program) -> _Recording | None:
+    def recording(self, key: object, program: Program) -> Recording | None:
         """A recording of a program for a shape, maybe a new one: once it has run to its end, or often if many have."""
-        if key in self._recordings:
+        found = self._recordings.get(key)
+        if not (found and found.whole) and not may_record(self.device):
+            return None
+        if found:
             self._recordings.move_to_end(key)
-            return self._recordings[key]
+            return found
         full = len(self._recordings) >= _KEPT
         if self._seen.get(key, 0) < (_OFTEN if full else 1):
             return None
         if full:
             evicted, _ = self._recordings.popitem(last=False)
             self._seen.pop(evicted, None)
-        if self._pool is None:
+        if self._pool is None or not self._recordings:  # a pool ends with the last of its graphs
             self._pool = torch.cuda.graph_pool_handle()
-        self._recordings[key] = _Recording(self.device, self._pool, program)
+        self._recordings[key] = Recording(self.device, self._pool, program)
         return self._recordings[key]
 
     def ended(self, key: object) -> None:
         """A program ran to its end unrecorded: all that it needs has been compiled and made."""
+        has_run(self.device)
         self._seen[key] = self._seen.pop(key, 0) + 1
         if len(self._seen) > _SEEN:
             self._seen.popitem(last=False)
@@ -122,6 +129,7 @@ class Runner:
     def give_up(self, key: object) -> None:
         """Never again record what could not be recorded."""
         self._recordings.pop(key, None)
+        self._pool = None  # in which, after such a failure, nothing may be recorded any more
         self._seen[key] = -sys.maxsize
 
     def forget(self) -> bool:
@@ -169,7 +177,7 @@ class Run:
     ) -> None:
         self._runner, self._name, self._program, self._record = runner, name, program, record
         self._stages, self._heartbeat = stages, heartbeat
-        self._recording: _Recording | None = None
+        self._recording: Recording | None = None
         self._steps: Steps | None = None
         self._place, self._key = 0, cast("object", None)
 
@@ -206,10 +214,10 @@ class Run:
                 return self._recording.step(self._place - 1, given)
             except torch.OutOfMemoryError:
                 raise  # who holds the device forgets what is recorded
-            except RuntimeError:
+            except Exception as error:  # whatever it is, the program as it is may not meet it
                 self._runner.give_up(self._key)
                 if self._place > 1:
-                    raise
+                    raise RecordingFailed(f"{self._name} could not be recorded: {error}") from error
                 self._recording = None
         if given is not None:
             given = given.to(self._runner.device, non_blocking=True)
@@ -222,65 +230,3 @@ class Run:
         if pause.last and self._record:
             self._runner.ended(self._key)
         return pause
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What was recorded up to one pause: the graph, where it reads what it is given, and the pause."""
-
-    graph: torch.cuda.CUDAGraph
-    given: Tensor | None
-    pause: Pause
-
-
-class _Recording:
-    """A program's graphs for one shape, recorded as far as it has ever come."""
-
-    def __init__(self, device: torch.device, pool: Any, program: Program) -> None:
-        self._device, self._pool, self._program = device, pool, program
-        self._generator: Steps | None = None
-        self._steps: list[_Step] = []
-
-    def step(self, place: int, given: Tensor | None) -> Pause:
-        """Do what lies before the pause at this place."""
-        if place == len(self._steps):
-            self._steps.append(self._record(given))
-        step = self._steps[place]
-        if step.given is not None and given is not None:
-            step.given.copy_(given, non_blocking=True)
-        step.graph.replay()
-        return step.pause
-
-    def _record(self, given: Tensor | None) -> _Step:
-        if given is not None:
-            given = torch.empty_like(given, device=self._device, pin_memory=False)
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize(self._device)
-        if torch.cuda.mem_get_info(self._device)[0] < torch.cuda.memory_reserved(self._device):
-            torch.cuda.empty_cache()  # while recording, what torch keeps cannot be given back
-        with torch.cuda.stream(_recording_stream(self._device)):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                pause = self._advance(given)
-            except BaseException:
-                # that the recording has failed is told by what failed; the allocator must hear of its end, too, or it
-                # would never again give back what it keeps
-                with contextlib.suppress(RuntimeError):
-                    graph.capture_end()
-                with contextlib.suppress(RuntimeError):
-                    torch._C._cuda_endAllocateToPool(index_of(self._device), self._pool)  # where `capture_end` gave up
-                raise
-            graph.capture_end()
-        return _Step(graph, given, pause)
-
-    def _advance(self, given: Tensor | None) -> Pause:
-        if self._generator is None:
-            assert given is not None  # noqa: S101 - a program begins with a tensor
-            self._generator = self._program(given, unwatched)
-            return next(self._generator)
-        return self._generator.send(given)
-
-
-@functools.cache
-def _recording_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

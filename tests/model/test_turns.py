@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from model import codec as codec_module
+from model import programs
 from model.container import read_container
 from model.errors import IncompatibleModel
 from model.programs import Runner
@@ -122,7 +123,7 @@ def test_memory_that_runs_out_in_one_half_is_free_at_the_next_attempt(halved, fi
     codec, _ = halved
     sound = codec.synthesise(files)
     forget = mock.Mock(return_value=True)
-    monkeypatch.setattr(codec_module, "forget_all", forget)
+    monkeypatch.setattr(programs, "forget_all", forget)
     given, alive = [], []  # to either runner in the first attempt; of those, when the second begins
 
     def limited(to_host):

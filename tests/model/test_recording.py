@@ -1,0 +1,249 @@
+"""Recording that goes wrong, against a stand-in for torch's graphs and allocators that keeps the rules of torch 2.11.
+
+tests/model/test_kernels.py has the same on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from model import devices, programs, recording
+from model.stages import Stages
+
+
+class Allocator:
+    """One of two. A pool ends with its last graph, and is told of each recording's begin and end."""
+
+    def __init__(self) -> None:
+        self.graphs: dict[object, int] = {}
+        self.under_way: list[object] = []
+
+    def begin(self, pool: object) -> None:
+        if self.graphs.get(pool, 1) < 1 or pool in self.under_way:
+            raise RuntimeError("INTERNAL ASSERT FAILED")
+        self.graphs[pool] = self.graphs.get(pool, 0) + 1
+        self.under_way.append(pool)
+
+    def end(self, pool: object) -> None:
+        if pool not in self.under_way:
+            raise RuntimeError("not currently recording")
+        self.under_way.remove(pool)
+
+
+class Cuda:
+    """What the code under test asks of torch.cuda and torch._C."""
+
+    def __init__(self) -> None:
+        cuda = self
+        self.device, self.host = Allocator(), Allocator()
+        self.spoilt = False
+        self.recorded_by: list[str] = []
+        self.collects: list[bool] = []
+        self.workspaces_cleared = 0
+
+        class Graph:
+            ended = False
+
+            def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+                assert capture_error_mode == "thread_local"
+                self.pool = pool
+                cuda.device.begin(pool)
+                cuda.host.begin(pool)
+                cuda.recorded_by.append(threading.current_thread().name)
+                cuda.collects.append(gc.isenabled())
+
+            def capture_end(self) -> None:
+                if cuda.spoilt:
+                    cuda.spoilt = False
+                    raise RuntimeError("operation failed due to a previous error during capture")
+                cuda.device.end(self.pool)
+                cuda.host.end(self.pool)
+                self.ended = True
+
+            def replay(self) -> None:
+                pass
+
+            def __del__(self) -> None:
+                if self.ended:
+                    cuda.device.graphs[self.pool] -= 1
+                    cuda.host.graphs[self.pool] -= 1
+
+        class Event:
+            def __init__(self, **_: object) -> None:
+                pass
+
+            def record(self) -> None:
+                pass
+
+        self.cuda = SimpleNamespace(
+            CUDAGraph=Graph,
+            Event=Event,
+            OutOfMemoryError=torch.OutOfMemoryError,
+            synchronize=lambda _: None,
+            mem_get_info=lambda _: (9, 9),
+            memory_reserved=lambda _: 0,
+            empty_cache=lambda: None,
+            stream=lambda _: contextlib.nullcontext(),
+            Stream=lambda _: None,
+            graph_pool_handle=object,
+        )
+        self._C = SimpleNamespace(
+            _cuda_endAllocateToPool=lambda _, pool: self.device.end(pool),
+            _cuda_clearCublasWorkspaces=self.clear,
+        )
+
+    OutOfMemoryError = torch.OutOfMemoryError
+
+    def clear(self) -> None:
+        self.workspaces_cleared += 1
+
+    @staticmethod
+    def empty_like(tensor: torch.Tensor, **_: object) -> torch.Tensor:
+        return torch.empty_like(tensor)
+
+    @property
+    def recording(self) -> bool:
+        return bool(self.device.under_way)
+
+
+class Gpu:
+    """A device as the code under test sees it; tensors stay where they are."""
+
+    type, index = "cuda", 0
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    stand_in = Cuda()
+    for module in (programs, recording):
+        monkeypatch.setattr(module, "torch", stand_in)
+    monkeypatch.setattr(recording, "_ready", threading.local())
+    monkeypatch.setattr(recording, "_broken", [])
+    monkeypatch.setattr(devices, "_answers", lambda _: True)
+    recording._recording_stream.cache_clear()
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, *a, **k: t if isinstance(a[0], Gpu) else to(t, *a, **k))
+    yield stand_in
+    recording._recording_stream.cache_clear()
+
+
+@pytest.fixture
+def runner(cuda: Cuda) -> programs.Runner:
+    return programs.Runner(Gpu())  # type: ignore[arg-type]
+
+
+def go(runner: programs.Runner, name: str, fail=lambda place: None) -> float:
+    """Three pauses, each of which adds one; `fail` is called before each while it is recorded."""
+    stand_in = programs.torch
+
+    def program(given, heartbeat):
+        for place in range(3):
+            if stand_in.recording:
+                fail(place)
+            given = yield recording.Pause("stage", (given + 1,), last=place == 2)
+
+    def work() -> float:
+        run = runner.run(name, program, 1, Stages())
+        out = torch.zeros(1)
+        for _ in range(3):
+            (out,) = run.send(out)
+        return out.item()
+
+    return programs.with_room(runner.device, work)
+
+
+def recorded(runner: programs.Runner) -> list[str]:
+    return [name for name, *_ in runner._recordings]
+
+
+def test_the_second_time_is_recorded(runner, cuda):
+    go(runner, "a")
+    assert not cuda.recorded_by
+    go(runner, "a")
+    assert len(cuda.recorded_by) == 3
+    go(runner, "a")
+    assert len(cuda.recorded_by) == 3
+    assert not any(cuda.collects)
+    assert gc.isenabled()
+    assert cuda.workspaces_cleared == 6  # before and behind each
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, StopIteration])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_recording_that_fails_costs_the_others_nothing(runner, cuda, place, error):
+    def fail(here):
+        if here == place:
+            raise error
+
+    go(runner, "a"), go(runner, "b")
+    for _ in range(3):
+        assert go(runner, "a", fail) == 3
+    go(runner, "b")
+    assert recorded(runner) == ["b"]
+    assert not cuda.device.under_way
+    assert not cuda.host.under_way
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_recording_that_cuda_ends_costs_the_others_nothing(runner, cuda, place):
+    """Then torch 2.11 tells neither allocator; one can be told by hand."""
+
+    def spoil(here):
+        if here == place:
+            cuda.spoilt = True
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    for name in "abc":
+        go(runner, name)
+    go(runner, "b")
+    for _ in range(3):
+        assert go(runner, "a", spoil) == 3
+    go(runner, "b"), go(runner, "c"), go(runner, "c")
+    assert recorded(runner) == ["b", "c"]
+    assert not cuda.device.under_way
+    assert len(recording._broken) == 1
+
+
+def test_a_thread_runs_it_as_it_is_before_it_records(runner, cuda):
+    for name in ("first", "second", "second", "first"):
+        thread = threading.Thread(target=go, args=(runner, "a"), name=name)
+        thread.start()
+        thread.join()
+    assert not cuda.recorded_by  # each is a new thread
+
+    def twice():
+        go(runner, "a")
+        go(runner, "a")
+
+    thread = threading.Thread(target=twice, name="both")
+    thread.start()
+    thread.join()
+    assert cuda.recorded_by == ["both"] * 3
+    go(runner, "a")  # what is whole is anybody's
+    assert len(cuda.recorded_by) == 3
+
+
+def test_memory_that_runs_out_while_recording(runner, cuda):
+    full = iter([True])
+
+    def fail(here):
+        if here == 1 and next(full, False):
+            raise torch.OutOfMemoryError
+
+    go(runner, "a")
+    assert go(runner, "a", fail) == 3
+    assert not recorded(runner)
+    go(runner, "a", fail)
+    assert recorded(runner) == ["a"]
+
+
+@pytest.mark.parametrize("message", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_memory_of_libraries_that_runs_out_is_named(message):
+    with pytest.raises(devices.OutOfMemory), devices.memory_errors(torch.device("cpu")):
+        raise RuntimeError(message)
