@@ -109,8 +109,12 @@ class Admission:
         self._inside: set[Place] = set()
         self._pixels = 0
         self._lock = threading.Lock()
-        metrics.places.set_function(lambda: len(self._inside))
+        metrics.places.set_function(lambda: len(self))
         metrics.device_rate.set_function(lambda: self.rate.pixels_per_second)
+
+    def __len__(self) -> int:
+        """Requests inside."""
+        return len(self._inside)
 
     def enter(self) -> Place:
         """A place.

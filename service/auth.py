@@ -43,6 +43,9 @@ def authorise(request: Request, here: Context, *scopes: Scope) -> None:
     check_length(declared_length(request.headers), here.settings.max_body_bytes)
     if here.keys is not None:
         _identify(request, here, here.keys, scopes)
+    elif here.signing and Scope.ADMIN in scopes:  # everybody who has a signed URL knows what to ask for
+        challenge = {"WWW-Authenticate": _CHALLENGE}
+        raise KeyRequired("this server has no API keys, and deletes nothing for who has none", headers=challenge)
     if here.quota is not None:
         here.quota.spend(request.scope)
 
@@ -53,12 +56,11 @@ def _identify(request: Request, here: Context, keys: Keys, scopes: Sequence[Scop
         raise KeyRequired(
             f"send an API key as `Authorization: Bearer …` or `{HEADER}: …`", headers={"WWW-Authenticate": _CHALLENGE}
         )
-    key = keys.find(presented)
+    key = Record.of(request.scope).key = keys.find(presented)
     if key is None or key.expired:
         wrong = "the API key is unknown or was revoked" if key is None else f"the API key {key.id} has expired"
         challenge = f'{_CHALLENGE}, error="invalid_token", error_description="{wrong}"'
         raise InvalidKey(wrong, headers={"WWW-Authenticate": challenge})
-    Record.of(request.scope).key = key
     here.metrics.count_key(key.name)
     missing = set(scopes) - key.scopes
     if missing:

@@ -47,6 +47,8 @@ def run(arguments: Sequence[str]) -> int:
 def _serve(settings: Settings) -> int:
     # until the server handles it: the first process of a container gets no signal that it has no handler for
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a terminal that closes; without one, nobody says reload
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     logs.configure(settings.log_level)
     for name, value in _ENVIRONMENT.items():  # before torch reads it
         os.environ.setdefault(name, value)
@@ -80,6 +82,8 @@ def _serve(settings: Settings) -> int:
     installed = [entry.name for entry in here.zoo.entries()]
     for name in unknown_variables():
         log.warning("unknown setting", variable=name)
+    if settings.model_dir is not None and not settings.model_dir.is_dir():
+        log.warning("there is no such folder of models", model_dir=str(settings.model_dir))
     log.info(
         "listening",
         url=url,
@@ -99,6 +103,7 @@ def _serve(settings: Settings) -> int:
         access_log=False,
         server_header=False,
         reset_contextvars=True,  # or what is pipelined behind a request begins with its context
+        timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.timeout_ms // 1000 + 1,  # no request lives longer
     )
     with contextlib.suppress(KeyboardInterrupt), listener:

@@ -59,7 +59,7 @@ class Problem(Exception):
 class MalformedRequest(Problem):
     """The request is not well formed.
 
-    A header contradicts itself, the multipart body has no boundary, or the bytes are no HTTP at all.
+    A header contradicts itself, or the bytes are no HTTP at all.
     """
 
     status, code = 400, "malformed-request"
@@ -350,7 +350,7 @@ class StoreUnavailable(Problem):
     since the same bytes are the same bitstream.
     """
 
-    status, code = 503, "store-unavailable"
+    status, code, rejects = 503, "store-unavailable", True
 
 
 class OutOfMemory(Problem):
@@ -368,7 +368,7 @@ class ModelUnavailable(Problem):
     The operator finds the reason in the log under the `request_id`. Other models may work.
     """
 
-    status, code = 503, "model-unavailable"
+    status, code, rejects = 503, "model-unavailable", True
 
 
 class NotReady(Problem):
@@ -377,7 +377,7 @@ class NotReady(Problem):
     Its models are being loaded or tried, or failed their trial, or it has been told to stop.
     """
 
-    status, code = 503, "not-ready"
+    status, code, rejects = 503, "not-ready", True
 
 
 class Saturated(Problem):

@@ -47,8 +47,9 @@ class Record:
     Attributes:
         request_id: echoed to the client, in every log line and every problem.
         trace_id: of the caller's trace, where it sent one, or of ours, where requests are traced.
-        key: the caller's, once it was found valid.
+        key: the caller's, once it was found; it may be past its end.
         model: that the request was served with.
+        bitstream: id of the stored one that it was about.
         bytes_in: of the body read so far.
         bytes_out: of the answer sent so far.
         problem: that it was answered with.
@@ -60,6 +61,7 @@ class Record:
     trace_id: str | None = None
     key: Key | None = None
     model: str | None = None
+    bitstream: str | None = None
     bytes_in: int = 0
     bytes_out: int = 0
     problem: Problem | None = None

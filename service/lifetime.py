@@ -10,7 +10,7 @@ from types import TracebackType
 
 from starlette.requests import Request
 
-from service.errors import ClientGone, DeadlineExceeded
+from service.errors import ClientGone, DeadlineExceeded, Problem
 
 _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
@@ -38,17 +38,21 @@ class Lifetime:
         self._request, self._seconds = request, seconds
         self._timeout = asyncio.timeout(seconds)
         self._watcher: asyncio.Task[None] | None = None
-        self._client_gone = False
+        self._ended_by: Problem | None = None
 
     def ends_with_client(self) -> None:
         """From here on, a client that leaves ends the work. The body must have been read."""
         self._watcher = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
+        try:
+            while (await self._request.receive())["type"] != "http.disconnect":
+                pass
+            ended_by: Problem = ClientGone("the client left before its answer was there")
+        except Problem as problem:  # a body where none is expected, and what is wrong with it
+            ended_by = problem
         if not self._timeout.expired():
-            self._client_gone = True
+            self._ended_by = ended_by
             self._timeout.reschedule(asyncio.get_running_loop().time())  # now
 
     async def __aenter__(self) -> Lifetime:
@@ -65,6 +69,6 @@ class Lifetime:
         try:
             await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:
-            if self._client_gone:
-                raise ClientGone("the client left before its answer was there") from None
+            if self._ended_by:
+                raise self._ended_by from None
             raise DeadlineExceeded(f"not done within {round(self._seconds * 1000)} ms") from None

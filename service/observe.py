@@ -70,7 +70,7 @@ class Observe:
         self.metrics.request_duration.labels(route, method).observe(seconds)
         self.metrics.input_bytes.inc(record.bytes_in)
         self.metrics.output_bytes.inc(record.bytes_out)
-        if record.problem and record.problem.rejects:
+        if record.problem and record.problem.rejects and route not in QUIET:  # a probe asks for nothing
             self.metrics.rejected.labels(record.problem.code).inc()
         line = {
             "method": method,
@@ -79,9 +79,13 @@ class Observe:
             "duration_ms": round(seconds * 1000, 1),
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
+            "client": scope["client"][0] if scope.get("client") else None,
             "key": record.key.name if record.key else None,
+            "key_id": record.key.id if record.key else None,
             "model": record.model,
+            "bitstream": record.bitstream,
             "problem": record.problem.code if record.problem else None,
+            "detail": record.problem.detail if record.problem else None,
         }
         write = log.debug if route in QUIET and code < 400 else log.info
         write("request", **{key: value for key, value in line.items() if value is not None})

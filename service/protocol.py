@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 import structlog
 
 from service.connection import Connection
+from service.context import Context
 from service.errors import MEDIA_TYPE, HeadersTooLarge, MalformedRequest, Problem, RequestTimeout
 from service.headers import DEFAULTS
 from service.identity import REQUEST_ID_HEADER, new_request_id
+from service.observe import UNMATCHED
 
 log = structlog.get_logger()
 
@@ -72,6 +74,9 @@ class Protocol(Connection):
                     self._watch()
                 return
             place = end.end() if end else len(self._held)
+            if end and place > self.max_head:  # however it was cut on its way
+                self._refuse(self._too_large())
+                return
             head, data, self._held, self._head = self._held[:place], self._held[place:], b"", 0
             self._take(_UPGRADE.sub(rb"\1X-Ignored-Upgrade:", head))
 
@@ -81,7 +86,7 @@ class Protocol(Connection):
             self._head += len(data)
         super().data_received(data)
         if self._head is not None and self._head > self.max_head:
-            self._refuse(HeadersTooLarge(f"request line and headers have more than {self.max_head} bytes"))
+            self._refuse(self._too_large())
         elif self._forgotten():
             self._watch()
 
@@ -114,6 +119,9 @@ class Protocol(Connection):
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are no HTTP."""
         self._refuse(MalformedRequest(msg))
+
+    def _too_large(self) -> HeadersTooLarge:
+        return HeadersTooLarge(f"request line and headers have more than {self.max_head} bytes")
 
     def _forgotten(self) -> bool:
         """No request is under way, and nothing would ever end the connection: uvicorn's timer ends with any byte."""
@@ -152,7 +160,18 @@ class Protocol(Connection):
             cycle.message_event.set()
         state: dict[str, Any] = cycle.scope.get("state", {}) if under_way else {}
         request_id = state["record"].request_id if "record" in state else new_request_id()
-        log.info("refused", request_id=request_id, problem=problem.code, status=problem.status, detail=problem.detail)
+        client = self.client[0] if self.client else None
+        log.info(
+            "refused",
+            request_id=request_id,
+            client=client,
+            problem=problem.code,
+            status=problem.status,
+            detail=problem.detail,
+        )
+        app: Any = self.config.app
+        context: Context = app.state.context
+        context.metrics.requests.labels(UNMATCHED, "other", problem.status).inc()
         body = problem.document(request_id)
         headers = {
             "Content-Type": MEDIA_TYPE,

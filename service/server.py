@@ -21,6 +21,8 @@ from service.context import Context
 
 log = structlog.get_logger()
 
+EXIT_UNFIT = 71
+"""Exit code of a process of which a model has failed its trial: whoever asks no readiness probe must find nobody."""
 EXIT_LOST = 70
 """Exit code of a process whose device, or whose event loop, no longer answers; a hung event loop ends with 1."""
 
@@ -34,7 +36,7 @@ class Server(uvicorn.Server):
     SIGTERM: readiness off at once, requests are still served for `drain_seconds`, then nobody is let in, what has
     begun is finished, and the exit code is 0. SIGINT: the same, at once. A second signal ends it on the spot.
     Work that hangs: `/livez` fails, whoever waits is told, the stacks of all threads go to standard error, exit code
-    70.
+    70. A model that failed its trial: exit code 71.
     """
 
     def __init__(self, config: uvicorn.Config, here: Context) -> None:
@@ -42,6 +44,8 @@ class Server(uvicorn.Server):
         self._here = here
         self._stop_at: float | None = None
         self._exit_at: float | None = None
+        self._exit_code = EXIT_LOST
+        self._told = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """A signal has come."""
@@ -61,9 +65,16 @@ class Server(uvicorn.Server):
             log.critical("work has stopped, the process ends", reason=lost)
             here.health.lost = here.admission.lost = lost
             here.scheduler.give_up(lost)
+        if here.admission.unfit and self._exit_at is None:
+            self._exit_at, self._exit_code = time.monotonic() + _LAST_SECONDS, EXIT_UNFIT
+            log.critical("nothing that it does could be trusted, the process ends", reason=here.admission.unfit)
         if self._exit_at and time.monotonic() > self._exit_at:
-            faulthandler.dump_traceback()
-            end(EXIT_LOST)
+            if self._exit_code == EXIT_LOST:
+                faulthandler.dump_traceback()
+            end(self._exit_code)
+        if here.health.stopping and not self._told:
+            self._told = True
+            log.info("draining", seconds=here.settings.drain_seconds, inside=len(here.admission))
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
         return await super().on_tick(counter)
@@ -74,6 +85,7 @@ class Server(uvicorn.Server):
         await self._close_doors(sockets or [])
         self._here.admission.closed = True
         await super().shutdown(sockets)
+        log.info("stopped")
         faulthandler.cancel_dump_traceback_later()
 
     async def _close_doors(self, sockets: list[socket.socket]) -> None:

@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
+from model.container import MAX_SIDE
 from model.sizes import parse_size
 from service import durations
 from service.signing import SigningKeys
@@ -28,6 +29,7 @@ from service.store.address import check
 PREFIX = "TCM_"
 PROGRAM = "tcm serve"
 _MOST_WARM = 1 << 24
+_DAY_MS = 86_400_000
 
 
 def _split(value: object) -> object:
@@ -78,7 +80,7 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where the models run: auto (CUDA if present), cpu, cuda or cuda:N. One process serves one device.",
     )
-    model_dir: Path | None = Field(
+    model_dir: Annotated[Path, AfterValidator(Path.expanduser)] | None = Field(
         None, description="Directory of imported models, beside the embedded ones; by default that of `tcm import`."
     )
     default_model: str | None = Field(
@@ -105,15 +107,18 @@ class Settings(BaseSettings):
         ByteSize(32 << 20), gt=0, description="Largest request body, e.g. 32MiB; more is answered with 413."
     )
     max_pixels: PositiveInt = Field(
-        50_000_000, description="Most pixels of an image, read from its header; more is answered with 422."
+        50_000_000,
+        le=MAX_SIDE**2,
+        description="Most pixels of an image, read from its header; more is answered with 422.",
     )
     image_seconds: PositiveFloat = Field(
         30.0,
+        le=_DAY_MS / 1000,
         description="Most processor time that decoding one image file may take; more is answered with 422. Files are "
         "decoded in processes of their own, whose memory is limited, too.",
     )
     timeout_ms: PositiveInt = Field(
-        120_000, description="Deadline of a whole request, and the most that its `timeout_ms=` may ask for."
+        120_000, le=_DAY_MS, description="Deadline of a whole request, and the most that its `timeout_ms=` may ask for."
     )
     workers: int = Field(
         4, ge=1, le=64, description="Threads that read image files, and as many that code symbols and write files."
@@ -144,10 +149,16 @@ class Settings(BaseSettings):
     )
     quota_per_minute: PositiveInt | None = Field(
         None,
-        description="Requests for work (POST) that the API keys of one name may make in a minute, or each network "
-        "address where there are no keys; more are answered with 429. By default there is no quota.",
+        description="Requests for work (POST) that the API keys of one name may make in a minute of each replica, or "
+        "each network address where there are no keys; more are answered with 429. By default there is no quota.",
     )
     quota_burst: PositiveInt = Field(10, description="Of that quota, the requests that may come at once.")
+    keep_alive_seconds: PositiveInt = Field(
+        75,
+        le=3600,
+        description="How long a connection may be idle between two requests. Longer than the load balancer keeps "
+        "its own (60 s with most), or a request can meet the end of its connection.",
+    )
     drain_seconds: float = Field(
         5,
         ge=0,
@@ -158,6 +169,7 @@ class Settings(BaseSettings):
     hang_seconds: float = Field(
         60,
         ge=2,
+        le=_DAY_MS / 1000,
         description="After so long without progress (longer for large images), a batch, a file or the load of a model "
         "counts as hung: /livez fails, and the process exits with code 70.",
     )
@@ -173,7 +185,7 @@ class Settings(BaseSettings):
         "and `tcm store gc` removes it. By default for ever.",
     )
     store_timeout_ms: PositiveInt = Field(
-        10_000, description="After which a call to the store that does not return is answered with 503."
+        10_000, le=_DAY_MS, description="After which a call to the store that does not return is answered with 503."
     )
     image_cache_bytes: ByteSize = Field(
         ByteSize(256 << 20),
@@ -185,7 +197,7 @@ class Settings(BaseSettings):
         description="Keys of signed URLs, as id:secret,id:secret; the first one signs, all are accepted. Best given in "
         "the environment. With them, bitstreams are read with a signed URL or an API key.",
     )
-    keys_file: Path | None = Field(
+    keys_file: Annotated[Path, AfterValidator(Path.expanduser)] | None = Field(
         None,
         description="File of API keys, made by `tcm keys new`; followed, so that keys change without a restart. "
         "Without one, whoever reaches the service may use it.",

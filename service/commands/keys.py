@@ -18,7 +18,13 @@ from service.keys import Scope
 app = typer.Typer(help="Make, list and revoke API keys of the service.", no_args_is_help=True)
 
 File = Annotated[
-    Path, typer.Option("--file", envvar="TCM_KEYS_FILE", help="The file of keys, as in TCM_KEYS_FILE of the service.")
+    Path,
+    typer.Option(
+        "--file",
+        envvar="TCM_KEYS_FILE",
+        callback=Path.expanduser,
+        help="The file of keys, as in TCM_KEYS_FILE of the service.",
+    ),
 ]
 
 _UNITS = {"h": 1 / 24, "d": 1, "w": 7, "y": 365}

@@ -126,7 +126,7 @@ async def keep(
             data, width, height = encoded.data, encoded.width, encoded.height
         record.model = entry.name
         with stages("store"):
-            digest = await here.store.put(data)
+            digest = record.bitstream = await here.store.put(data)
     stored = Stored(
         id=digest,
         model=entry.name,
@@ -201,6 +201,7 @@ async def read(
 ) -> Response:
     """The bytes that were stored: exactly those, or a problem."""
     etag = f'"{digest}"'
+    Record.of(request.scope).bitstream = digest
     async with Lifetime(request, seconds(here, timeout_ms)) as lifetime:
         lifetime.ends_with_client()
         meta = await here.store.stat(digest)
@@ -243,6 +244,7 @@ async def delete(
     timeout_ms: TimeoutMs = None,
 ) -> Response:
     """Remove a bitstream, sound or damaged, from the store."""
+    Record.of(request.scope).bitstream = digest
     if not is_meant(if_match, f'"{digest}"'):
         raise errors.PreconditionFailed(f'the entity tag of this bitstream is "{digest}"')
     async with Lifetime(request, seconds(here, timeout_ms)):

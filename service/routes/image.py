@@ -75,6 +75,7 @@ async def image(
 ) -> Response:
     """The reconstruction: decoded once for all who ask at the same time, and kept as long as there is room."""
     record = Record.of(request.scope)
+    record.bitstream = digest
     stages = record.stages
     async with Lifetime(request, seconds(here, timeout_ms)) as lifetime:
         lifetime.ends_with_client()

@@ -27,9 +27,11 @@ def check(address: str) -> str:
     parts = urlsplit(address)
     if address == NONE:
         return address
-    if parts.scheme == "file" and parts.netloc in ("", "localhost") and len(parts.path) > 1 and parts.path[0] == "/":
+    bare = not (parts.query or parts.fragment)
+    absolute = len(parts.path) > 1 and parts.path[0] == "/"
+    if parts.scheme == "file" and parts.netloc in ("", "localhost") and absolute and bare:
         return address
-    if parts.scheme == "s3" and parts.netloc and not (parts.query or parts.fragment or "@" in parts.netloc):
+    if parts.scheme == "s3" and parts.netloc and bare and "@" not in parts.netloc:
         return address
     raise ValueError("a store is file:///absolute/folder, s3://bucket/prefix or none")
 

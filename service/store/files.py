@@ -13,9 +13,9 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.store.medium import ID_PATTERN, MAX_OBJECT_BYTES, SUFFIX, Meta, place
+from service.store.medium import ID_PATTERN, MAX_OBJECT_BYTES, SUFFIX, MediumFailed, Meta, place
 
-_PART, _ASIDE = ".part", ".expired"
+_PART, _ASIDE, _MARK = ".part", ".expired", ".tcm-store"
 _ID = re.compile(ID_PATTERN)
 
 
@@ -29,6 +29,7 @@ class Files:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._durable: set[Path] = set()  # folders whose own entry is known to be on the disk
+        self._seen: tuple[int, int] | None = None  # device and inode of the root that bears the mark
 
     @property
     def url(self) -> str:
@@ -36,17 +37,20 @@ class Files:
         return self._root.as_uri()
 
     def make(self) -> None:
-        """Make the root.
+        """Make the root and mark it: from then on, a folder without the mark, as a lost mount leaves it, is another.
 
         Raises:
             OSError: it cannot be made, or not be written to.
         """
         try:
             self._make(self._root)
+            (self._root / _MARK).touch()
         except OSError as error:
             raise OSError(f"the store's folder {self._root} cannot be made: {error.strerror}") from error
         if not os.access(self._root, os.W_OK | os.X_OK):
             raise PermissionError(f"the store's folder {self._root} cannot be written to")
+        status = self._root.stat()
+        self._seen = status.st_dev, status.st_ino
 
     def write(self, digest: str, data: bytes) -> None:
         """Keep an object; one that lies there, even damaged, is replaced, and its age begins anew."""
@@ -127,7 +131,23 @@ class Files:
         return removed
 
     def _path(self, digest: str) -> Path:
+        self._check()
         return self._root / place(digest)
+
+    def _check(self) -> None:
+        """That the root is still there: in an empty folder, everything would seem deleted."""
+        if self._seen is None:
+            return
+        try:
+            status = self._root.stat()
+            if (status.st_dev, status.st_ino) != self._seen:
+                (self._root / _MARK).stat()
+                self._seen = status.st_dev, status.st_ino  # mounted anew
+        except FileNotFoundError:
+            raise MediumFailed(
+                f"{self._root} is not the folder that was there at the start: is it still mounted? "
+                f"If it is right (it was restored, say), make the file {_MARK} in it"
+            ) from None
 
     def _beside(self, path: Path, suffix: str) -> Path:
         return path.with_name(f".{path.stem}.{secrets.token_hex(8)}{suffix}")

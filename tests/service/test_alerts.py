@@ -27,7 +27,7 @@ RULES = [rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text(
 ALERTS = [rule for rule in RULES if "alert" in rule]
 
 _SUFFIXES = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
-_OF_PROMETHEUS = {"job", "instance", "le"}
+_OF_PROMETHEUS = {"job", "instance", "le", "namespace"}
 
 
 def dashboard_expressions() -> list[str]:

@@ -273,6 +273,24 @@ def test_a_decode_that_nobody_waits_for_leaves_the_queue(server: Server, large: 
     assert server.client.get(f"{address}/image").status_code == 200
 
 
+def test_the_log_names_the_bitstream(server: Server, bitstream: bytes) -> None:
+    digest = hashlib.sha256(bitstream).hexdigest()
+    path = f"/v1/bitstreams/{digest}"
+    for i, (method, where) in enumerate([("POST", "/v1/bitstreams"), ("GET", path), ("GET", f"{path}/image")]):
+        content = bitstream if method == "POST" else None
+        server.client.request(method, where, content=content, headers={"X-Request-ID": f"named-{i}"})
+        [line] = server.requests(f"named-{i}")
+        assert line["bitstream"] == digest
+
+
+def test_a_body_where_none_is_expected_is_a_problem_of_its_own(server: Server, large: bytes, bitstream: bytes) -> None:
+    """It went unread, and with it that the client leaves."""
+    address = fresh(server, bitstream, b"a body")
+    with busy(server, large):
+        response = server.client.request("GET", f"{address}/image", content=iter([bytes(1 << 20)] * 40))
+        assert_problem(response, 413, "body-too-large")
+
+
 def test_deleting(server: Server, bitstream: bytes) -> None:
     address = fresh(server, bitstream, b"delete")
     assert server.client.get(f"{address}/image").status_code == 200

@@ -20,6 +20,7 @@ from service.answers import answer
 from service.errors import Saturated
 from service.file_answer import FileAnswer
 from service.identity import Record
+from service.metrics import Metrics
 from service.protocol import Protocol
 from tests.service.conftest import wait_for
 
@@ -63,7 +64,8 @@ def port() -> Iterator[int]:
     ]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         app = Starlette(routes=routes, exception_handlers={Saturated: _answer})
-        app.state.context = SimpleNamespace(settings=SimpleNamespace(max_unread_bytes=2 * LARGE))
+        settings = SimpleNamespace(max_unread_bytes=2 * LARGE)
+        app.state.context = SimpleNamespace(settings=settings, metrics=Metrics())
         config = uvicorn.Config(app, http=Impatient, log_config=None, lifespan="off")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))

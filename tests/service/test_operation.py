@@ -104,6 +104,7 @@ def test_a_problem_is_named_in_the_log(server: Server) -> None:
     server.client.post("/v1/encode", headers={"X-Request-ID": "logged-2", "traceparent": "00-zz-1-01"})
     [line] = server.requests("logged-2")
     assert (line["status"], line["problem"]) == (400, "empty-body")
+    assert "body" in str(line["detail"])
     assert "trace_id" not in line
 
 

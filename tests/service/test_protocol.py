@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.metrics import Metrics
 from service.protocol import Protocol
+
+METRICS = Metrics()
 
 
 class Impatient(Protocol):
@@ -46,6 +50,7 @@ def port() -> Iterator[int]:
         Route("/slow", _slow),
     ]
     app = Starlette(routes=routes)
+    app.state.context = SimpleNamespace(metrics=METRICS)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, http=Impatient, log_config=None, lifespan="off"))
         thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
@@ -91,6 +96,26 @@ def test_endless_headers_are_cut_off(port: int, repeated: bytes) -> None:
     start = b"GET / HTTP/1.1\r\nHost: x\r\nx: "
     assert problem(talk(port, start, *[repeated] * 4, pause=0.02))["code"] == "headers-too-large"
     assert problem(talk(port, b"GET /", *[b"y" * 4096] * 4, pause=0.02))["code"] == "headers-too-large"
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 12])
+def test_the_size_of_a_head_is_the_same_however_it_is_cut(port: int, pieces: int) -> None:
+    for size, code in ((9_000, b"200"), (10_500, b"431"), (12_000, b"431"), (60_000, b"431")):
+        head = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nx: ".ljust(size - 4, b"x") + b"\r\n\r\n"
+        step = -(-len(head) // pieces)
+        answer = talk(port, *(head[at : at + step] for at in range(0, len(head), step)), pause=0.01)
+        assert answer.startswith(b"HTTP/1.1 " + code), (size, answer[:100])
+
+
+def test_what_is_refused_before_it_is_a_request_is_counted(port: int) -> None:
+    def counted(code: str) -> float:
+        labels = {"route": "unmatched", "method": "other", "code": code}
+        return METRICS.registry.get_sample_value("tcm_http_requests_total", labels) or 0
+
+    before = counted("400"), counted("431")
+    talk(port, b"hello\r\n\r\n")
+    talk(port, b"GET /" + b"y" * 20_000)
+    assert (counted("400"), counted("431")) == (before[0] + 1, before[1] + 1)
 
 
 def test_a_head_that_trickles_is_cut_off(port: int) -> None:

@@ -34,6 +34,26 @@ def test_options_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert settings.model_dir is None
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "--hang-seconds=inf", "--hang-seconds=1e12", "--timeout-ms=" + "9" * 22, "--image-seconds=inf",
+        "--max-pixels=1" + "0" * 22, "--store-timeout-ms=" + "9" * 22, "--keep-alive-seconds=0",
+        "--store=file:///x?y", "--store=file:///x#y",
+    ],
+)  # fmt: skip
+def test_values_that_would_break_later_are_refused_at_once(wrong: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings.from_arguments([wrong])
+
+
+def test_the_users_folder_may_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    settings = Settings.from_arguments(["--model-dir", "~/models", "--keys-file", "~/keys.json"])
+    assert settings.model_dir == Path("/home/somebody/models")
+    assert settings.keys_file == Path("/home/somebody/keys.json")
+
+
 @pytest.mark.parametrize("text", ["a, b", '["a", "b"]', "a,b,"])
 def test_lists(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     assert Settings.from_arguments(["--preload", text]).preload == ("a", "b")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from service.store.address import check, open_medium
 from service.store.files import Files
-from service.store.medium import MAX_OBJECT_BYTES, Medium, identify, place
+from service.store.medium import MAX_OBJECT_BYTES, Medium, MediumFailed, identify, place
 from tests.service.s3 import s3_server, weed
 
 DATA = [bytes([i]) * (1000 + i) for i in range(5)]
@@ -219,6 +220,36 @@ def test_set_aside_and_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path.rename(path.with_name(f".{digest}.0123456789abcdef.expired"))
     files.sweep(time.time() + 1)
     assert files.read(digest) == DATA[0]
+
+
+def test_a_folder_that_is_no_longer_there_is_no_empty_store(tmp_path: Path) -> None:
+    """A mount that has gone leaves an empty folder: what was kept must not seem deleted, nor new things go under it."""
+    root, away, digest = tmp_path / "store", tmp_path / "away", identify(DATA[0])
+    files = Files(root)
+    files.make()
+    files.write(digest, DATA[0])
+    root.rename(away)
+    for gone in (True, False):
+        if not gone:
+            root.mkdir()
+        for call in (
+            lambda: files.read(digest),
+            lambda: files.stat(digest),
+            lambda: files.write(digest, DATA[0]),
+            lambda: files.delete(digest),
+            lambda: files.expire(digest, time.time()),
+        ):
+            with pytest.raises(MediumFailed, match="still mounted"):
+                call()
+    assert not list(root.iterdir())
+    root.rmdir()
+    away.rename(root)
+    assert files.read(digest) == DATA[0]
+    shutil.copytree(root, away)  # restored from a backup, or mounted elsewhere
+    shutil.rmtree(root)
+    away.rename(root)
+    assert files.read(digest) == DATA[0]
+    assert [meta.id for meta in files.entries()] == [digest]
 
 
 def test_what_does_not_belong_there_is_left_alone(tmp_path: Path) -> None:

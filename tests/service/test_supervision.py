@@ -21,7 +21,7 @@ from bench.load import Answers, Client, closed_loop
 from bench.replicas import NGINX, ROOT, Replica, free_port, nginx, proxied, replicas
 from bench.replicas import wait_for as wait_for_replicas
 from service.headers import DEFAULTS
-from service.server import EXIT_LOST
+from service.server import EXIT_LOST, EXIT_UNFIT
 from tests.service.conftest import StartFaulty, assert_problem, image_file, wait_for
 
 HANG_SECONDS = 8
@@ -57,13 +57,15 @@ def test_a_model_that_loads_for_ever(start_faulty: StartFaulty) -> None:
     assert server.process.wait(60) == EXIT_LOST
 
 
-def test_a_replica_whose_model_failed_its_trial_does_no_work(start_faulty: StartFaulty) -> None:
-    """Whoever asks no readiness probe, as nginx does, must not get its pictures."""
+def test_a_replica_whose_model_failed_its_trial_does_no_work_and_ends(start_faulty: StartFaulty) -> None:
+    """Who asks no readiness probe, as nginx, must not get its pictures, nor prefer it for its quick refusals."""
     server, _ = start_faulty(["bug"], preload="tcm-tiny-mse-0.01", wait=False)
     unready = wait_for(lambda: (r := server.client.get("/readyz")).status_code == 503 and "failed" in r.text and r)
     assert "failed its trial" in str(assert_problem(unready, 503, "not-ready")["detail"])
     assert_problem(server.client.post("/v1/encode", content=SMALL), 503, "not-ready")
     assert server.client.get("/livez").status_code == 200
+    assert server.metric("tcm_requests_rejected_total", reason="not-ready") == 1  # probes ask for nothing
+    assert server.process.wait(30) == EXIT_UNFIT
 
 
 @pytest.mark.slow
@@ -96,6 +98,14 @@ def test_sigterm_loses_nothing(start_faulty: StartFaulty) -> None:
             assert answer.status_code == 200
             assert answer.headers["connection"] == "close"
     assert server.process.wait(60) == 0
+    assert [e["event"] for e in server.log() if e["event"] in ("draining", "stopped")] == ["draining", "stopped"]
+
+
+def test_a_terminal_that_closes_is_an_orderly_end(start_faulty: StartFaulty) -> None:
+    server, _ = start_faulty(drain_seconds=0)
+    server.process.send_signal(signal.SIGHUP)
+    assert server.process.wait(30) == 0
+    assert server.log()[-1]["event"] == "stopped"
 
 
 def test_a_second_sigterm_is_quick(start_faulty: StartFaulty) -> None:
@@ -172,6 +182,17 @@ def test_what_nginx_answers_itself_is_a_problem_with_the_services_headers(tmp_pa
             assert headers["content-type"] == "application/problem+json"
             assert headers["x-request-id"] == problem["request_id"]
             assert {name: headers.get(name) for name in DEFAULTS} == DEFAULTS
+        httpx.post(f"{url}/v1/encode?key=secret", content=SMALL)
+        httpx.post(f"{url}/v1/decode", content=iter([bytes(1 << 20)] * 40))
+
+        def seen(*asked: object) -> bool:  # as it was asked for, not as nginx looks for its answer
+            return asked in [(entry["method"], entry["path"], entry["status"]) for entry in proxied(tmp_path)]
+
+        for asked in (("POST", "/v1/encode", 502), ("GET", "/metrics", 404), ("TRACE", "/", 405)):
+            assert seen(*asked)
+        wait_for(lambda: seen("POST", "/v1/decode", 413))
+    assert "secret" not in (tmp_path / "access.log").read_text()
+    assert {entry["client"] for entry in proxied(tmp_path)} == {"127.0.0.1"}
 
 
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
