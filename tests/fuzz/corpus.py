@@ -77,6 +77,8 @@ def bitstreams(codec: Codec) -> Iterator[tuple[str, bytes]]:
         "alpha-with-a-comment": bombs.png(100, 90, (b"tEXt", b"k\0v"), bombs.idat(rows)),
         "alpha-with-a-thousand-chunks": bombs.png(100, 90, *[(b"abCd", b"")] * 100, bombs.idat(rows)),
         "alpha-that-ends-early": bombs.png(100, 90, bombs.idat(rows[:5000])),
+        "alpha-of-half-its-rows": bombs.png(100, 90, bombs.idat(rows[: 45 * 101])),
+        "alpha-of-two-bits": bombs.png(100, 90, bombs.idat(bytes(90 * 26)), depth=2),
         "alpha-of-sixteen-bits": bombs.png(100, 90, bombs.idat(rows * 2), depth=16),
     }.items():
         yield f"corrupt-bitstream--{name}", change(Layout.of(translucent), sections=[png]).honest().sealed()
