@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from model.errors import CorruptBitstream, reason
 from model.pixels import Pixels
@@ -37,7 +38,7 @@ def decode_alpha(data: bytes, width: int, height: int) -> Pixels:
         return np.full((height, width), data[0], np.uint8)
     _check(data, width, height)
     try:
-        return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",))).copy()
+        return np.asarray(PngImageFile(io.BytesIO(data))).copy()  # Image.open has a limit of pixels of its own
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged data
         raise CorruptBitstream(f"its alpha channel cannot be read: {reason(error)}") from None
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 
 from model.alpha import decode_alpha, encode_alpha
 from model.container import read_container
@@ -50,6 +51,13 @@ def header(width: int = 7, height: int = 5, depth: int = 8, kind: int = 0, rest:
 def test_every_channel_comes_back(alpha):
     height, width = alpha.shape
     np.testing.assert_array_equal(decode_alpha(encode_alpha(alpha), width, height), alpha)
+
+
+def test_pillows_limit_of_pixels_is_not_that_of_a_file(monkeypatch):
+    """Whoever allows larger files than Pillow's 89 or 179 megapixels had alpha in none of them."""
+    data = encode_alpha(RAMP)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    np.testing.assert_array_equal(decode_alpha(data, 7, 5), RAMP)
 
 
 @pytest.mark.parametrize("side", [300, 1000])
