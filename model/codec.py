@@ -23,10 +23,11 @@ from model import fused, kernels, tiles
 from model.alpha import decode_alpha, encode_alpha
 from model.attention import in_kernels
 from model.blocks import SliceAttention
-from model.checkpoint import ModelInfo, Weights, load
+from model.checkpoint import Weights, load
 from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
 from model.devices import current, lock_of, pick_device, use_exact_arithmetic
 from model.errors import ModelError
+from model.info import ModelInfo
 from model.latent_coder import Analysis, LatentCoder
 from model.pixels import Picture, Pixels, from_pil, to_pil
 from model.precision import Transforms, pick_precision

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model import fused, guard
-from model.checkpoint import ModelInfo
 from model.container import Container
 from model.entropy import Coder, each, stream_count
 from model.errors import CheckpointMismatch
 from model.folded import FoldedTransform, fold
+from model.info import ModelInfo
 from model.latents import SharedPath, SlicePass
 from model.network import TCM
 from model.programs import Runner

@@ -9,7 +9,7 @@ an 8-wide map to 9.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,14 +190,3 @@ class TCM(nn.Module):
     def aux_loss(self) -> Tensor:
         """The loss of the entropy bottleneck's quantiles, for an optimiser of its own."""
         return self.entropy_bottleneck.loss()  # type: ignore[no-any-return]
-
-    @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> TCM:
-        """The network that these weights belong to, every width worked out from their shapes.
-
-        Raises:
-            CheckpointMismatch: names or shapes are not those of a TCM.
-        """
-        from model.checkpoint import fill  # checkpoint builds on this module
-
-        return fill(state_dict)

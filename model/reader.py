@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model import guard
-from model.checkpoint import ModelInfo
 from model.container import Container
 from model.entropy import Coder, Decoder, SymbolMismatch, each
 from model.errors import CorruptBitstream, IncompatibleModel, ModelError
+from model.info import ModelInfo
 
 
 class Reader:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import platformdirs
 
-from model.checkpoint import ModelInfo, read_info
 from model.errors import CheckpointUnreadable, IncompatibleModel, UnknownModel
+from model.info import ModelInfo, read_info
 
 EMBEDDED_DIR = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "tcm-xs-mse-0.013"

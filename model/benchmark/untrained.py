@@ -7,10 +7,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import ModelInfo, Weights
+from model.checkpoint import Weights
 from model.codec import Codec
 from model.config import SIZES
 from model.devices import pick_device
+from model.info import ModelInfo
 from model.network import TCM
 from model.tables import bottleneck_tables
 

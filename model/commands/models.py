@@ -13,7 +13,7 @@ from model.commands.common import Json, ModelDir, one_line_errors, stderr, stdou
 from model.errors import CheckpointUnreadable
 
 if TYPE_CHECKING:
-    from model.checkpoint import ModelInfo
+    from model.info import ModelInfo
 
 
 def models(as_json: Json = False, model_dir: ModelDir = None) -> None:
@@ -71,7 +71,9 @@ def import_(
     with one_line_errors():
         import torch
 
-        from model.checkpoint import fill, read_state_dict, save, standard_name
+        from model.checkpoint import save
+        from model.info import standard_name
+        from model.state_dict import fill, read_state_dict
 
         said, own = standard_name(name), _own_info(checkpoint)
         if own is not None:  # one of ours: what it says of itself holds
@@ -106,7 +108,7 @@ def _target(name: str, model_dir: Path | None, *, force: bool) -> Path:
 
 def _own_info(path: Path) -> ModelInfo | None:
     """What a file that this program has written says of itself."""
-    from model.checkpoint import read_info
+    from model.info import read_info
 
     try:
         return read_info(path) if path.suffix == ".safetensors" else None

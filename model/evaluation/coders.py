@@ -14,9 +14,9 @@ import PIL
 import torch
 from PIL import Image, features
 
-from model.checkpoint import standard_name
 from model.codec import Codec
 from model.container import read_container
+from model.info import standard_name
 from model.pixels import Picture, Pixels
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from model.checkpoint import check_name
 from model.config import SIZES, TCMConfig
+from model.info import check_name
 
 Start = Literal["random", "block-transform"]
 Part = Literal["all", "middle", "coarse", "entropy"]

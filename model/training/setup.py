@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import ModelInfo, fill, read_info, read_state_dict
 from model.errors import CheckpointMismatch, CheckpointUnreadable
+from model.info import ModelInfo, read_info
 from model.network import TCM
+from model.state_dict import fill, read_state_dict
 from model.training.coarse import shorten, shortest
 from model.training.data import Crops
 from model.training.device import Place

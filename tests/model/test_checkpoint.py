@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import Zoo, checkpoint
-from model.checkpoint import fill, load, read_info, read_state_dict, save, standard_name
+from model import Zoo, state_dict
+from model.checkpoint import load, save
 from model.config import SIZES
 from model.errors import CheckpointMismatch, CheckpointUnreadable, IncompatibleModel, UnknownModel
+from model.info import read_info, standard_name
 from model.network import TCM
+from model.state_dict import fill, read_state_dict
 from tests.conftest import TINY, make_tiny
 
 _OLD = {"matrices": "_matrix", "biases": "_bias", "factors": "_factor"}
@@ -118,7 +120,7 @@ def test_a_small_file_cannot_ask_for_all_the_memory_there_is(monkeypatch):
     shapes = {name: tuple(p.shape) for name, p in TCM(config=SIZES["s"]).named_parameters()}
     given = {name: torch.empty(0 if len(shape) > 1 else shape[0]) for name, shape in shapes.items()}
     given |= {name: torch.empty(*shape[:2], 0, *shape[3:]) for name, shape in shapes.items() if len(shape) > 2}
-    monkeypatch.setattr(checkpoint, "TCM", None)
+    monkeypatch.setattr(state_dict, "TCM", None)
     one = torch.zeros(1)
     for small in (given, {name: one.expand(shape) for name, shape in shapes.items()}):
         with pytest.raises(CheckpointMismatch, match="numbers are not the weights"):

@@ -17,6 +17,7 @@ from model.checkpoint import load
 from model.config import SIZES
 from model.entropy import Coder
 from model.errors import CheckpointMismatch
+from model.state_dict import fill
 from model.tables import bottleneck_tables, gaussian_tables, scale_table
 from tests.conftest import DATA, TINY, make_tiny
 
@@ -76,7 +77,7 @@ def test_widths_follow_from_shapes(published, n):
 )  # fmt: skip
 def test_any_width_is_recovered_from_a_state_dict(config):
     net = make_tiny(1, config)
-    again = TCM.from_state_dict(net.state_dict())
+    again = fill(net.state_dict())
     assert again.config == config
     x = torch.rand(1, 3, 100, 140)
     with torch.no_grad():
@@ -85,7 +86,7 @@ def test_any_width_is_recovered_from_a_state_dict(config):
 
 def test_a_state_dict_of_something_else_is_refused():
     with pytest.raises(CheckpointMismatch, match="g_a"):
-        TCM.from_state_dict({"weight": torch.zeros(3, 3)})
+        fill({"weight": torch.zeros(3, 3)})
 
 
 def test_numbers_equal_the_authors_network():

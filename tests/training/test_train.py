@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from model import checkpoint
 from model.errors import CheckpointMismatch, CheckpointUnreadable
+from model.info import read_info
 from model.training import train as module
 from model.training.checkpoints import load_state
 from model.training.command import train as command
@@ -63,7 +64,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(photographs, tmp_path
         train(options(photographs, tmp_path / "cut"), quiet=True)
     assert load_state(tmp_path / "cut" / "checkpoint").step == 3
     resumed = train(options(photographs, tmp_path / "cut", resume=True), quiet=True)
-    assert checkpoint.read_info(resumed).fingerprint == checkpoint.read_info(whole).fingerprint
+    assert read_info(resumed).fingerprint == read_info(whole).fingerprint
 
 
 def test_a_run_is_not_resumed_as_another(photographs, tmp_path):
@@ -148,7 +149,7 @@ def test_ms_ssim_is_trained_for(tmp_path):
         ),
         quiet=True,
     )
-    assert (checkpoint.read_info(path).name, checkpoint.read_info(path).metric) == ("tcm-xs-ms-ssim-8", "ms-ssim")
+    assert (read_info(path).name, read_info(path).metric) == ("tcm-xs-ms-ssim-8", "ms-ssim")
 
 
 def test_the_clock_ends_a_run(photographs, tmp_path):

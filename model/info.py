@@ -1,0 +1,87 @@
+"""What a weights file says of itself, read from its metadata alone. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+
+from model.config import TCMConfig
+from model.errors import CheckpointUnreadable
+
+FINGERPRINT_BYTES = 6
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+METRICS = ("mse", "ms-ssim")
+
+_STANDARD_NAME = re.compile(r"tcm-(?P<size>[a-z]+)-(?P<metric>mse|ms-ssim)-(?P<lmbda>\d+(\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a weights file says of itself.
+
+    Attributes:
+        name: as in `tcm models` and in every bitstream made with it.
+        lmbda: λ, the weight of the distortion in the training loss.
+        metric: what was optimised, "mse" or "ms-ssim".
+        config: every width.
+        parameters: number of learned parameters.
+        rounding: the weight that the model's symbols are chosen with (`model.rounding`), or None: to the nearest.
+        fingerprint: first bytes of the SHA-256 over every tensor, in hex: which weights, whatever their name.
+    """
+
+    name: str
+    lmbda: float
+    metric: str
+    config: TCMConfig
+    parameters: int
+    fingerprint: str
+    rounding: float | None = None
+
+
+def standard_name(name: str) -> tuple[float, str] | None:
+    """λ and metric of a name like tcm-s-mse-0.013, or None."""
+    match = _STANDARD_NAME.fullmatch(name)
+    return (float(match["lmbda"]), match["metric"]) if match else None
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError where no model can be called so."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(f"{name!r} is no model name: lower-case letters, digits, '.', '_' and '-', at most 63")
+
+
+def read_info(path: Path) -> ModelInfo:
+    """What a weights file says of itself, without reading the weights.
+
+    Raises:
+        CheckpointUnreadable: it is damaged, or was not written by `save`.
+    """
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+        return ModelInfo(
+            name=metadata["name"],
+            lmbda=float(metadata["lmbda"]),
+            metric=metadata["metric"],
+            config=TCMConfig.from_json(metadata["config"]),
+            parameters=int(metadata["parameters"]),
+            fingerprint=metadata["fingerprint"],
+            rounding=_rounding(metadata.get("rounding")),
+        )
+    except KeyError as error:
+        raise CheckpointUnreadable(
+            f"{path}: has no {error.args[0]!r} in its metadata; run `tcm import {path} --name NAME` first"
+        ) from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointUnreadable(f"{path}: damaged or not a weights file ({error})") from None
+
+
+def _rounding(text: str | None) -> float | None:
+    weight = None if text is None else float(text)
+    if weight is not None and not 0 < weight < math.inf:
+        raise ValueError(f"a rounding weight is a positive number, not {weight}")
+    return weight
