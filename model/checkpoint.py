@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.errors import CheckpointMismatch, CheckpointUnreadable
-from model.info import FINGERPRINT_BYTES, METRICS, ModelInfo, check_name, read_info
+from model.info import FINGERPRINT_BYTES, ModelInfo, read_info
 from model.network import TCM
 from model.state_dict import TABLES, fill
 from model.tables import Tables, bottleneck_tables
@@ -42,11 +42,8 @@ def save(
         rounding: the weight that its symbols are to be chosen with; it was trained with it.
 
     Raises:
-        ValueError: a name, λ or metric that no model can have.
+        ValueError: a name, λ, metric or rounding weight that no model can have.
     """
-    check_name(name)
-    if not 0 < lmbda < 1e6 or metric not in METRICS:
-        raise ValueError(f"λ={lmbda} with metric {metric!r}: λ is positive, metrics are {', '.join(METRICS)}")
     stored = {
         key: value.detach().cpu().to(torch.float16 if half and value.ndim >= 2 else torch.float32).contiguous()
         for key, value in net.named_parameters()

@@ -16,12 +16,13 @@ FINGERPRINT_BYTES = 6
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 METRICS = ("mse", "ms-ssim")
 
+_FINGERPRINT = re.compile(rf"[0-9a-f]{{{2 * FINGERPRINT_BYTES}}}")
 _STANDARD_NAME = re.compile(r"tcm-(?P<size>[a-z]+)-(?P<metric>mse|ms-ssim)-(?P<lmbda>\d+(\.\d+)?)")
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a weights file says of itself.
+    """What a weights file says of itself; ValueError where no model can be so.
 
     Attributes:
         name: as in `tcm models` and in every bitstream made with it.
@@ -41,6 +42,11 @@ class ModelInfo:
     fingerprint: str
     rounding: float | None = None
 
+    def __post_init__(self) -> None:
+        check_claims(self.name, self.lmbda, self.metric, self.rounding)
+        if self.parameters < 1 or not _FINGERPRINT.fullmatch(self.fingerprint):
+            raise ValueError(f"no model has {self.parameters} parameters and weights {self.fingerprint!r}")
+
 
 def standard_name(name: str) -> tuple[float, str] | None:
     """λ and metric of a name like tcm-s-mse-0.013, or None."""
@@ -48,17 +54,21 @@ def standard_name(name: str) -> tuple[float, str] | None:
     return (float(match["lmbda"]), match["metric"]) if match else None
 
 
-def check_name(name: str) -> None:
-    """Raise ValueError where no model can be called so."""
+def check_claims(name: str, lmbda: float, metric: str, rounding: float | None) -> None:
+    """Raise ValueError where no model can be called so, or be trained for that."""
     if not NAME_PATTERN.fullmatch(name):
         raise ValueError(f"{name!r} is no model name: lower-case letters, digits, '.', '_' and '-', at most 63")
+    if not 0 < lmbda <= 1e6 or metric not in METRICS:
+        raise ValueError(f"λ={lmbda} with metric {metric!r}: λ is positive, metrics are {', '.join(METRICS)}")
+    if rounding is not None and not 0 < rounding < math.inf:
+        raise ValueError(f"a rounding weight is a positive number, not {rounding}")
 
 
 def read_info(path: Path) -> ModelInfo:
     """What a weights file says of itself, without reading the weights.
 
     Raises:
-        CheckpointUnreadable: it is damaged, or was not written by `save`.
+        CheckpointUnreadable: it is damaged, was not written by `save`, or says what no model can be.
     """
     try:
         with safetensors.safe_open(path, "np") as file:
@@ -70,7 +80,7 @@ def read_info(path: Path) -> ModelInfo:
             config=TCMConfig.from_json(metadata["config"]),
             parameters=int(metadata["parameters"]),
             fingerprint=metadata["fingerprint"],
-            rounding=_rounding(metadata.get("rounding")),
+            rounding=float(metadata["rounding"]) if "rounding" in metadata else None,
         )
     except KeyError as error:
         raise CheckpointUnreadable(
@@ -78,10 +88,3 @@ def read_info(path: Path) -> ModelInfo:
         ) from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointUnreadable(f"{path}: damaged or not a weights file ({error})") from None
-
-
-def _rounding(text: str | None) -> float | None:
-    weight = None if text is None else float(text)
-    if weight is not None and not 0 < weight < math.inf:
-        raise ValueError(f"a rounding weight is a positive number, not {weight}")
-    return weight

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from model.config import SIZES, TCMConfig
-from model.info import check_name
+from model.info import check_claims
 
 Start = Literal["random", "block-transform"]
 Part = Literal["all", "middle", "coarse", "entropy"]
@@ -104,9 +104,9 @@ class Options:
             raise ValueError(
                 f"a crop's side is a multiple of {self.config.alignment} for these windows, not {self.crop}"
             )
-        check_name(self.model_name)
-        if self.lmbda <= 0 or self.batch < 1:
-            raise ValueError("λ is positive and a batch has at least one crop")
+        check_claims(self.model_name, self.lmbda, self.metric, self.rounding)
+        if self.batch < 1:
+            raise ValueError("a batch has at least one crop")
         if self.metric == "ms-ssim" and self.crop <= 160:
             raise ValueError("MS-SSIM has five scales: it needs crops above 160 pixels")
         if self.metric == "ms-ssim" and (self.start == "block-transform" or self.part == "entropy"):

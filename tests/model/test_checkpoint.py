@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -170,12 +172,39 @@ def test_altered_weights_are_refused(tmp_path, tiny_file):
 
 
 @pytest.mark.parametrize(
-    ("name", "lmbda", "metric"), [("A", 1, "mse"), ("../a", 1, "mse"), ("a", 0, "mse"), ("a", 1, "x")]
-)
-def test_impossible_names_are_refused(tmp_path, name, lmbda, metric):
+    "wrong",
+    [
+        {"name": "A"}, {"name": "../a"}, {"name": "grün"}, {"name": "a\x1b[2J"}, {"name": "a\n"}, {"name": "a" * 64},
+        {"lmbda": 0.0}, {"lmbda": math.nan}, {"lmbda": math.inf}, {"metric": "psnr"}, {"rounding": 0.0},
+        {"rounding": -1.0}, {"rounding": math.nan}, {"rounding": math.inf},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_no_model_can_be_is_neither_written_nor_read(tmp_path, tiny_file, wrong):
+    """Found by reading: what `save` refused was read; a metric "psnr" failed where its quality was asked for."""
     with pytest.raises(ValueError):
-        save(make_tiny(), tmp_path / "a.safetensors", name=name, lmbda=lmbda, metric=metric)
+        save(make_tiny(), tmp_path / "a.safetensors", **{"name": "a", "lmbda": 1.0, "metric": "mse", **wrong})
     assert list(tmp_path.iterdir()) == []
+    assert_skipped(tmp_path, tiny_file, {key: str(value) for key, value in wrong.items()})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"fingerprint": "zz"}, {"fingerprint": "AB" * 6}, {"parameters": "0"}, {"config": '{"N": 0}'}], ids=repr
+)
+def test_files_that_say_what_cannot_be_are_skipped(tmp_path, tiny_file, wrong):
+    assert_skipped(tmp_path, tiny_file, wrong)
+
+
+def assert_skipped(folder, sound, wrong):
+    """A file like `sound` but for some of its metadata is among the zoo's problems, and not its models."""
+    with safetensors.safe_open(sound, "np") as file:
+        metadata = file.metadata()
+    save_file(load_file(sound), folder / "other.safetensors", metadata | wrong)
+    zoo = Zoo(folder)
+    assert [entry.quality for entry in zoo.entries()] == [entry.quality for entry in Zoo(folder / "none").entries()]
+    assert len(zoo.problems) == 1
+    assert zoo.problems[0].startswith(f"{folder / 'other.safetensors'}: damaged or not a weights file")
+    assert zoo.problems[0].isprintable()
 
 
 def test_standard_names():

@@ -162,6 +162,8 @@ def test_the_clock_ends_a_run(photographs, tmp_path):
     [
         ({"crop": 100}, "multiple of 64"),
         ({"lmbda": 0.0}, "positive"),
+        ({"lmbda": float("nan")}, "positive"),
+        ({"rounding": 0.0}, "rounding weight"),
         ({"name": "My Model"}, "no model name"),
         ({"metric": "ms-ssim", "crop": 192, "lmbda": 16.0}, "squared errors"),
         ({"metric": "ms-ssim"}, "above 160"),
