@@ -1,8 +1,8 @@
 """`tcm`: encode, decode and look into .tcm files; list, import and fetch models. Others join by entry point.
 
 Exit codes: 0 done; 1 several different failures; 2 wrong use; 3 an image that cannot be read; 4 a bitstream that cannot
-be read; 5 a model that is not here or does not fit; 6 a file that cannot be opened or written; 7 out of memory or
-network.
+be read; 5 a model that is not here or does not fit; 6 a file that cannot be opened or written; 7 out of memory, a
+device that does nothing any more, or no network.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ EXIT_CODES: dict[type[Exception], int] = {
     errors.CheckpointUnreadable: 5,
     errors.OutputLimit: 6,
     errors.OutOfMemory: 7,
+    errors.DeviceLost: 7,
     errors.DownloadFailed: 7,
     OSError: 6,
     ValueError: 2,

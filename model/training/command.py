@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from model.commands.common import one_line_errors
+
 
 class Size(StrEnum):
     """Named sizes (`model.config.SIZES`)."""
@@ -125,18 +127,17 @@ def train(
 ) -> None:
     """Train a model on a folder of images. Several GPUs: torchrun -m model.training, with the same options."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a shared machine tenfold
-    import torch
+    with one_line_errors():
+        import torch
 
-    from model.config import SIZES
-    from model.errors import ModelError
-    from model.training.options import Options
-    from model.training.train import train as run
+        from model.config import SIZES
+        from model.training.options import Options
+        from model.training.train import train as run
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if threads:
-        torch.set_num_threads(threads)
-    widths: dict[str, Any] = {"N": n, "M": m, "hyper_channels": hyper, "slices": slices}
-    try:
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        if threads:
+            torch.set_num_threads(threads)
+        widths: dict[str, Any] = {"N": n, "M": m, "hyper_channels": hyper, "slices": slices}
         widths = {k: v for k, v in widths.items() if v is not None} | _widths(width or [])
         config = dataclasses.replace(SIZES[size], **widths)
         options = Options(
@@ -178,10 +179,7 @@ def train(
             precision=precision.value,
         )
         path = run(options)
-    except (ModelError, ValueError, FileNotFoundError) as error:
-        typer.echo(f"tcm train: {error}", err=True)
-        raise typer.Exit(1) from None
-    typer.echo(path)
+        typer.echo(path)
 
 
 def _widths(words: list[str]) -> dict[str, int | tuple[int, ...]]:

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 import model
+from model import errors
+from model.commands.common import exit_code
 from model.info import read_info
 from tests.conftest import DATA, make_tiny, psnr
 
@@ -109,6 +111,13 @@ def test_errors_are_one_line_with_a_code_of_their_own(tcm, tmp_path, arguments, 
     assert says in one_line(result)
     assert not (tmp_path / "x.tcm").exists()
     assert not (tmp_path / "x.png").exists()
+
+
+def test_every_named_error_has_an_exit_code():
+    """Found by reading: a lost device was 1, as several different failures are."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ModelError)]
+    unnamed = [kind for kind in kinds if exit_code(kind("x")) == 1]
+    assert unnamed == [errors.ModelError]
 
 
 @pytest.mark.parametrize(

@@ -201,8 +201,29 @@ def test_two_processes_train_one_model(photographs, tmp_path):
 @pytest.mark.parametrize("word", ["depth", "depth=two", "deep=2"])
 def test_a_width_that_is_none_is_named(photographs, tmp_path, word):
     done = CliRunner().invoke(program(), ["--width", word, "--save", str(tmp_path), str(photographs)])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert f"--width {word}" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--save=there", "photographs"], 6, "there"),
+        (["--save=run", "empty"], 6, "no images"),
+        (["--save=run", "--size=xs", "--init-from=absent.pth", "photographs"], 5, "checkpoint-unreadable"),
+        (["--save=run", "--lmbda=0", "photographs"], 2, "positive"),
+    ],
+)
+def test_errors_are_one_line_with_the_codes_of_every_command(photographs, tmp_path, monkeypatch, arguments, code, says):
+    """Found by reading: all were 1, and a file in the way of the run's folder was a traceback."""
+    monkeypatch.chdir(tmp_path)
+    Path("photographs").symlink_to(photographs)
+    Path("empty").mkdir()
+    Path("there").write_text("not a folder")
+    done = CliRunner().invoke(program(), arguments)
+    assert done.exit_code == code, done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert says in done.output
 
 
 def program() -> typer.Typer:
