@@ -37,6 +37,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/fuzz holds what the tests and this share
 
@@ -174,7 +175,7 @@ class Run:
         (folder / "what.txt").write_text(find.what)
         make, _ = _targets()[find.target]()
         (folder / "case.bin").write_bytes(make(_random(find.target, self._arguments.seed, find.number)))
-        self._progress.console.print(f"[red]find[/] in {folder}:\n{find.what}", highlight=False)
+        self._progress.console.print(Text.assemble(("find", "red"), f" in {folder}:\n{find.what}"))
 
     def start(self, target: str, start: int, stop: int, place: Any, out: Any) -> Any:
         """A process for some cases."""

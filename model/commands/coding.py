@@ -67,7 +67,7 @@ def _each(pairs: list[tuple[str, str]], verb: str, work: Callable[[bytes, str], 
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[name]}"),
+        TextColumn("{task.fields[name]}", markup=False),
     )
     with Progress(*columns, console=stderr, disable=len(pairs) < 2 or not stderr.is_terminal) as progress:
         task = progress.add_task(verb, total=len(pairs), name="")
@@ -76,7 +76,7 @@ def _each(pairs: list[tuple[str, str]], verb: str, work: Callable[[bytes, str], 
             try:
                 _write(target, work(_read(source), target))
             except (errors.ModelError, OSError, ValueError) as error:
-                stderr.print(f"tcm: {source}: {reason(error)}", markup=False)
+                stderr.print(f"tcm: {source}: {reason(error)}")
                 codes.add(exit_code(error))
             progress.advance(task)
     if codes:
@@ -112,7 +112,7 @@ def encode(
         if quality:
             entry = zoo.for_quality(quality, like=entry)
             if stderr.is_terminal:
-                stderr.print(f"quality {quality} of the models here is {entry.name}", markup=False)
+                stderr.print(f"quality {quality} of the models here is {entry.name}")
         codec = Codec.load(entry, device)
 
         def work(data: bytes, _: str) -> bytes:
@@ -174,7 +174,7 @@ def info(
             data = _read(path)
             c = read_container(data, max_pixels=MAX_SIDE * MAX_SIDE)
         except (errors.ModelError, OSError) as error:
-            stderr.print(f"tcm: {path}: {reason(error)}", markup=False)
+            stderr.print(f"tcm: {path}: {reason(error)}")
             codes.add(exit_code(error))
             continue
         rows.append(

@@ -34,8 +34,9 @@ EXIT_CODES: dict[type[Exception], int] = {
 _EXTRAS = {"bjontegaard": "eval", "matplotlib": "eval"}
 """The extra of this package that brings a module."""
 
-stdout = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+# names and paths are others' text: in brackets or between colons they mean nothing but themselves
+stdout = Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False, highlight=False)
+stderr = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
@@ -62,11 +63,11 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (errors.ModelError, OSError, ValueError) as error:
-        stderr.print(f"tcm: {reason(error)}", markup=False)
+        stderr.print(f"tcm: {reason(error)}")
         raise typer.Exit(exit_code(error)) from None
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
         extra = _EXTRAS[error.name]
-        stderr.print(f"tcm: this needs {error.name}: pip install 'tcm-service[{extra}]'", markup=False)
+        stderr.print(f"tcm: this needs {error.name}: pip install 'tcm-service[{extra}]'")
         raise typer.Exit(2) from None

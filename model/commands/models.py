@@ -22,7 +22,7 @@ def models(as_json: Json = False, model_dir: ModelDir = None) -> None:
 
     zoo = Zoo(model_dir)
     for problem in zoo.problems:
-        stderr.print(f"tcm: skipped {problem}", markup=False)
+        stderr.print(f"tcm: skipped {problem}")
     default = zoo.default().name if zoo.entries() else None
     rows: list[dict[str, Any]] = [
         {

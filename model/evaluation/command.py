@@ -71,10 +71,10 @@ def evaluate(
                 images,
                 results,
                 advance=lambda name: progress.update(task, advance=1, description=name),
-                skipped=lambda why: stderr.print(f"tcm: skipped {why}", markup=False),
+                skipped=lambda why: stderr.print(f"tcm: skipped {why}"),
             )
         if reused := sum(record.key in known for record in records):
-            stderr.print(f"tcm: {reused} of {len(records)} measurements are from {results}", markup=False)
+            stderr.print(f"tcm: {reused} of {len(records)} measurements are from {results}")
         found = curves(records)
         if per_image:
             _print_images(records)

@@ -29,7 +29,7 @@ class Reporter:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = (folder / "log.jsonl").open("a", encoding="utf-8")
         self._board = _tensorboard(folder)
-        self.console = Console(stderr=True, quiet=quiet)
+        self.console = Console(stderr=True, quiet=quiet, markup=False, emoji=False, highlight=False)
         self._progress = Progress(
             TextColumn("step {task.fields[step]}"),
             BarColumn(bar_width=10),
@@ -77,7 +77,7 @@ class Reporter:
                     self._board.add_scalar(f"{kind}/{name}", value, step)
         if kind != "train":
             shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
-            self.console.print(f"{kind} at step {step}: {shown}", highlight=False)
+            self.console.print(f"{kind} at step {step}: {shown}")
 
 
 def _tensorboard(folder: Path) -> Any:  # a SummaryWriter, where tensorboard is installed

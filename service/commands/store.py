@@ -131,7 +131,7 @@ def verify(store: Address = None, as_json: Json = False) -> None:
         print(json.dumps(rows, indent=2))  # noqa: T201 - this is the output
     else:
         for one in damaged:
-            stdout.print(f"{one['id']}  {one['reason']}", markup=False)
+            stdout.print(f"{one['id']}  {one['reason']}")
         stderr.print(f"{_count(count)}, {decimal(size)} in {medium.url}: {len(damaged) or 'none'} damaged")
     if damaged:
         raise typer.Exit(DAMAGED)

@@ -16,6 +16,7 @@ from PIL import Image
 import model
 from model import errors
 from model.commands.common import exit_code
+from model.container import Container, write_container
 from model.info import read_info
 from tests.conftest import DATA, make_tiny, psnr
 
@@ -48,6 +49,21 @@ def test_there_and_back(tcm, tmp_path, photo):
     assert (told["model"], told["width"], told["height"]) == ("tcm-xs-mse-0.013", 384, 256)
     assert told["bytes"] == (tmp_path / "p.tcm").stat().st_size
     assert b"384" in tcm("info", "p.tcm").stdout
+
+
+@pytest.mark.parametrize("name", ["[/x]", "[link=http://evil/]tcm-xs-mse-0.013", "[bold]x[/]", ":smile:", "a\\[b]"])
+def test_what_files_and_paths_are_called_is_printed_as_it_is(tcm, tmp_path, name):
+    """Found by reading: brackets were styles. One name was a traceback, another a link under a genuine one."""
+    path = "photo [final] :smile:.tcm"
+    (tmp_path / path).write_bytes(write_container(Container(name, "00" * 6, 64, 64, b"payload")))
+    told = dict(line.split(maxsplit=1) for line in tcm("info", path).stdout.decode().splitlines())
+    assert (told["model"].strip(), told["file"].strip()) == (name, path)
+    result = tcm("decode", path, "x.png")
+    assert f"{path}: incompatible-model: needs model {name!r} " in one_line(result)
+    folder = "models [old]"
+    torch.save(make_tiny().state_dict(), tmp_path / "c.pth")
+    result = tcm("import", "c.pth", "--name=tcm-tiny-mse-0.01", f"--model-dir={folder}")
+    assert one_line(result).endswith(f"-> {folder}/tcm-tiny-mse-0.01.safetensors")
 
 
 def test_pipes(tcm, photo, tmp_path):

@@ -14,6 +14,7 @@ from model.training.coarse import shorten, shortest
 from model.training.data import Crops, Indexes, find_images, split_validation
 from model.training.device import Place
 from model.training.loss import rate_distortion
+from model.training.progress import Reporter
 from model.training.quantiles import settle_quantiles
 from model.training.regress import fit_synthesis
 from model.training.rescale import rescale_latents
@@ -262,6 +263,13 @@ def test_rate_and_distortion_are_what_they_say(started, photographs):
     assert float(loss.bpp) == pytest.approx(bits / (2 * 64 * 64), rel=1e-4)
     assert float(loss.total) == pytest.approx(0.01 * 255**2 * float(loss.mse) + float(loss.bpp), rel=1e-4)
     assert loss.psnr == pytest.approx(psnr(out.x_hat, x), abs=1e-3)
+
+
+def test_what_a_run_is_called_is_printed_as_it_is(tmp_path, capsys):
+    """Found by reading: brackets in the run's folder were styles, or a traceback at its end."""
+    with Reporter(tmp_path / "run [/old]") as report:
+        report.record("finished", 1, {"file": "run [/old]/x [b].safetensors"})
+    assert "run [/old]/x [b].safetensors" in capsys.readouterr().err
 
 
 def test_schedules():
