@@ -46,7 +46,7 @@ class Container:
         height: of the image, pixels.
         payload: the entropy-coded latents, see `model.entropy`.
         grey: the image is greyscale.
-        alpha: the coded alpha channel, see `model.pixels`.
+        alpha: the coded alpha channel, see `model.alpha`.
         icc: colour profile, as it came.
         exif: EXIF block, its orientation already applied to the pixels.
         xmp: XMP packet.

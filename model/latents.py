@@ -1,11 +1,12 @@
-"""The latent y, slice by slice: the one loop that training, encoding and decoding share (paper, section 3.3).
+"""The latent y, slice by slice: the step that training, encoding and decoding share (paper, section 3.3).
 
     ẑ ──> h_mean_s ──┐                            ┌──> μ_i ──> code ──> ŷ_i ──> + LRP ──> ŷ_i ─┐
                      ├─ cat(·, ŷ_<i) ─ attention ─┤                                           │
     ẑ ──> h_scale_s ─┘                            └──> σ_i                 ŷ_<i  <────────────┘
 
-Training, encoding and decoding differ only in `code`, which is given μ_i and σ_i and answers with ŷ_i before its
-refinement: training rounds straight through, the encoder rounds and keeps the symbols, the decoder reads the symbols.
+`SlicePass` predicts μ_i and σ_i, its caller makes ŷ_i of them, and it refines that. Three loops drive it: here
+`code_slices`, where `code` makes ŷ_i (in training by rounding straight through), and in `latent_coder` the encoder's,
+which rounds and keeps the symbols, and the decoder's, which reads them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The loops of the entropy coder, compiled: static rANS with a 48-bit state and 16-bit words, outside the GIL.
 
-Every read and every write is checked against its buffer: a damaged stream ends in a status, never beyond it.
+rANS is Duda's (2013, arXiv:1311.2540). Every read and every write is checked against its buffer: a damaged stream ends
+in a status, never beyond it.
 """
 
 from __future__ import annotations

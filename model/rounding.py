@@ -1,7 +1,8 @@
 """The writer's choice of symbols: the nearest integer, or one nearer zero where that saves more than it costs.
 
 A symbol s of a residual r = y - μ costs `weight`·(r - s)² + bits(s | σ): the cheapest is taken of round(r), its
-neighbour towards zero, and zero itself, which a tiny σ may make best. The reader never knows: it is told symbols, not
+neighbour towards zero, and zero itself, which a tiny σ may make best: rate-distortion optimised quantisation (RDOQ), as
+video coders call it. The reader never knows: it is told symbols, not
 how they were chosen. Models trained with a weight have σ and their refinement fitted to the symbols that it gives.
 """
 

@@ -1,8 +1,12 @@
-"""The composition root: settings -> zoo -> pool -> scheduler -> store -> routes. All is made here, nothing is global.
+"""The composition root: settings -> zoo -> pool -> scheduler -> store -> routes. All is made here.
 
-A request passes `Observe` (its id, its log line, its numbers), `SecurityHeaders`, `Cors` where other origins may call,
-`LastResort` (whatever is raised is a problem), `Gate` (is there a place for it?) and `BodyLimit` (bytes), then its
-handler in `routes/`.
+A request passes `Observe` (its id, its log line, its numbers; with a `LastResort` of its own around the others),
+`Farewell` (the last ones end their connections), `SecurityHeaders`, `Cors` where other origins may call, `CrossSite`
+(pages of other sites change nothing), `LastResort` (whatever is raised is a problem), `Gate` (is there a place for it?)
+and `BodyLimit` (bytes), then its handler in `routes/`.
+
+Two counters are the process's, because uvicorn makes the connections and knows nothing of this: `Connection.unread` and
+`FileAnswer.waiting`, bytes of answers that clients have yet to read.
 """
 
 from __future__ import annotations

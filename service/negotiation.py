@@ -14,7 +14,7 @@ class ImageFormat:
     """One format of reconstructions.
 
     Attributes:
-        name: as `model.pixels.write_image` calls it.
+        name: as `model.output.write_image` calls it.
         media_type: as HTTP calls it.
     """
 

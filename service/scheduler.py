@@ -104,7 +104,15 @@ class Scheduler:
         self._files_out = ThreadPoolExecutor(workers, "files-out", give_way)
 
     async def encode(self, data: bytes, entry: ZooEntry, *, keep_metadata: bool = True, stages: Stages) -> Encoded:
-        """An image file as a bitstream of this model."""
+        """An image file as a bitstream of this model.
+
+        Raises:
+            UnsupportedImage, CorruptImage, TooManyPixels: as `model.pixels.read_image` does.
+            Saturated, Draining, WorkerLost, NotReady: there is no place for it, see `Admission.enter`.
+            ModelUnavailable: the model could not be loaded.
+            DeadlineExceeded: it would have been done too late.
+            OutOfMemory, DeviceLost: the device has no memory left, or does nothing any more.
+        """
         with self.admission.place() as place:
             return await self._encode(data, entry, place, keep_metadata, stages)
 
@@ -128,7 +136,11 @@ class Scheduler:
         return Encoded(bitstream, picture.width, picture.height)
 
     async def inspect(self, data: bytes, *, stages: Stages) -> Container:
-        """A bitstream, checked and taken apart."""
+        """A bitstream, checked and taken apart.
+
+        Raises:
+            UnsupportedBitstream, CorruptBitstream, TooManyPixels: as `model.container.read_container` does.
+        """
 
         def read(timed: Stages) -> Container:
             with timed("read_bitstream"):
@@ -137,7 +149,14 @@ class Scheduler:
         return await self._in_thread(self._files_in, "decode", read, stages)
 
     async def decode(self, container: Container, entry: ZooEntry, file_format: str, *, stages: Stages) -> bytes:
-        """The image file of a bitstream, with the model that it was written with."""
+        """The image file of a bitstream, with the model that it was written with.
+
+        Raises:
+            CorruptBitstream, IncompatibleModel: as `Codec.decode` does.
+            OutputLimit: the format cannot hold so large a picture.
+            Saturated, Draining, WorkerLost, NotReady, ModelUnavailable, DeadlineExceeded, OutOfMemory, DeviceLost: as
+                `encode` does.
+        """
         with self.admission.place() as place:
             place.claim(container.width * container.height)
             return await self._decode(container, entry, file_format, stages)

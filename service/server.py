@@ -24,7 +24,7 @@ log = structlog.get_logger()
 EXIT_UNFIT = 71
 """Exit code of a process of which a model has failed its trial: whoever asks no readiness probe must find nobody."""
 EXIT_LOST = 70
-"""Exit code of a process whose device, or whose event loop, no longer answers; a hung event loop ends with 1."""
+"""Exit code of a process whose work has stopped (`watchdog.py`); one whose event loop hangs ends with 1."""
 
 _SECONDS_TO_SPEAK = 1.0  # for a connection that was made just before the end
 _LAST_SECONDS = 3.0  # in which /livez is seen to fail, and those who wait are told

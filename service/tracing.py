@@ -1,7 +1,8 @@
 """OpenTelemetry traces: a span a request (FastAPI's own), and one below it for each of its stages.
 
 Off unless the environment names a collector, in `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`;
-the standard's other variables apply. Needs the extra `otlp`. When off, nothing is imported and nothing is done.
+the standard's other variables apply. Needs the extra `otlp`. When off, only OpenTelemetry's API is imported,
+which FastAPI itself needs, and nothing is done.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What README and the model card claim of the embedded models is what their measured table says."""
+"""What README and the model card claim of the embedded models is measured, and README's house has every room."""
 
 from __future__ import annotations
 
@@ -27,3 +27,12 @@ def test_the_measured_table_is_that_of_the_installed_weights() -> None:
     measured = dict(re.findall(r"\| (tcm-xs-mse-[\d.]+)@(\w+) ", CARD))
     installed = {e.name: e.info.fingerprint for e in Zoo(ROOT / "none").entries()}
     assert measured == installed
+
+
+@pytest.mark.parametrize("package", ["model", "service"])
+def test_the_house_names_every_file(package: str) -> None:
+    readme = (ROOT / "README.md").read_text()
+    room = re.search(rf"^{package}/\n((  .*\n)+)", readme, re.MULTILINE)
+    assert room
+    files = {path.name for path in (ROOT / package).glob("*.py") if not path.name.startswith("__")}
+    assert files - set(re.findall(r"\w+\.py", room[1])) == set()
