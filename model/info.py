@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import safetensors
 
@@ -14,7 +15,8 @@ from model.errors import CheckpointUnreadable
 
 FINGERPRINT_BYTES = 6
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-METRICS = ("mse", "ms-ssim")
+Metric = Literal["mse", "ms-ssim"]
+METRICS = get_args(Metric)
 
 _FINGERPRINT = re.compile(rf"[0-9a-f]{{{2 * FINGERPRINT_BYTES}}}")
 _STANDARD_NAME = re.compile(r"tcm-(?P<size>[a-z]+)-(?P<metric>mse|ms-ssim)-(?P<lmbda>\d+(\.\d+)?)")

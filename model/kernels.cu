@@ -176,7 +176,7 @@ attend(const T* qkv, const BIAS* table, T* out, int height, int width, int shift
 #endif
 
 #ifdef FINISH
-// What follows a convolution: out = act(x + bias + plus), or act(x + bias) + TIMES·plus where PLUS_AFTER.
+// What follows a convolution: out = act(x + bias + plus).
 // `plus` has rows of its own, which begin again after `plus_rows` of them.
 extern "C" __global__ void __launch_bounds__(256)
 finish(const T* x, const BIAS* bias, const PLUS* plus, OUT* out, int rows, int plus_rows, int plus_stride,
@@ -190,9 +190,8 @@ finish(const T* x, const BIAS* bias, const PLUS* plus, OUT* out, int rows, int p
     if (HAS_PLUS) load(plus + (int64)(row % plus_rows) * plus_stride + at, p);
     for (int i = 0; i < VEC; i++) {
         if (HAS_BIAS) v[i] += b[i];
-        if (HAS_PLUS && !PLUS_AFTER) v[i] += p[i];
+        if (HAS_PLUS) v[i] += p[i];
         v[i] = activate(v[i]);
-        if (HAS_PLUS && PLUS_AFTER) v[i] += TIMES * p[i];
     }
     save(out + (int64)row * out_stride + at, v);
 }

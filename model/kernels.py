@@ -174,17 +174,15 @@ def finish(
     activation: Activation = "none",
     plus: Tensor | None = None,
     *,
-    after: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """act(x + bias + plus), or act(x + bias) + after·plus, in one pass.
+    """act(x + bias + plus) in one pass.
 
     Args:
         x: (B, H, W, C), contiguous.
         bias: (C,).
         activation: act.
         plus: the same shape as `x`, or with one item for all of the batch; may be a run of a map's channels.
-        after: how often `plus` is added to what the activation gives; 0 adds it once before.
         out: where the result goes, a new map by default; may be a run of a map's channels.
     """
     channels = x.shape[-1]
@@ -193,8 +191,7 @@ def finish(
     kernel = _get(
         "finish", x, TYPE=_TYPES[x.dtype], BIAS=_TYPES[x.dtype if bias is None else bias.dtype],
         PLUS=_TYPES[x.dtype if plus is None else plus.dtype], OUT=_TYPES[out.dtype], C=channels,
-        HAS_BIAS=int(bias is not None), HAS_PLUS=int(plus is not None), PLUS_AFTER=int(after > 0), TIMES=after,
-        ACTIVATION=_ACTIVATIONS[activation],
+        HAS_BIAS=int(bias is not None), HAS_PLUS=int(plus is not None), ACTIVATION=_ACTIVATIONS[activation],
     )  # fmt: skip
     kernel(
         _blocks(rows * channels // VECTOR, 256), 256, x, x if bias is None else bias, x if plus is None else plus, out,

@@ -9,9 +9,7 @@ an 8-wide map to 9.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +27,7 @@ from model.rounding import likelihood as written_likelihood
 
 @dataclass(frozen=True)
 class TCMOutput:
-    """What a forward pass gives; also readable like CompressAI's dicts (`out["likelihoods"]["y"]`).
+    """What a forward pass gives.
 
     Attributes:
         x_hat: reconstruction (B, 3, H, W), not clamped.
@@ -44,18 +42,6 @@ class TCMOutput:
     means: Tensor
     scales: Tensor
     y: Tensor
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.__dataclass_fields__:
-            raise KeyError(name)
-        return getattr(self, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.__dataclass_fields__)
-
-    def keys(self) -> list[str]:
-        """So that `dict(out)` works."""
-        return list(self.__dataclass_fields__)
 
 
 def pad_to(x: Tensor, alignment: int) -> Tensor:

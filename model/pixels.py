@@ -78,10 +78,6 @@ class Picture:
         """Pixels down."""
         return int(self.rgb.shape[0])
 
-    def without_metadata(self) -> Picture:
-        """The same picture with ICC profile, EXIF and XMP left out."""
-        return replace(self, icc=None, exif=None, xmp=None)
-
 
 def read_image(
     data: bytes,

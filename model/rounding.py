@@ -15,9 +15,6 @@ from torch import Tensor
 
 from model.tables import SCALE_MIN
 
-NOMINAL = 6 / math.log(2)
-"""Bits that a squared quantiser step is worth where y is in units of its λ's own step, Δ² = 18/(ln 2·λ·255²)."""
-
 
 def choose_symbols(residual: Tensor, scale: Tensor, weight: float | None) -> Tensor:
     """Integers for residuals y - μ.

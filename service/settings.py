@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
-from model.container import MAX_SIDE
+from model.container import DEFAULT_MAX_PIXELS, MAX_SIDE
 from model.sizes import parse_size
 from service import durations
 from service.signing import SigningKeys
@@ -107,7 +107,7 @@ class Settings(BaseSettings):
         ByteSize(32 << 20), gt=0, description="Largest request body, e.g. 32MiB; more is answered with 413."
     )
     max_pixels: PositiveInt = Field(
-        50_000_000,
+        DEFAULT_MAX_PIXELS,
         le=MAX_SIDE**2,
         description="Most pixels of an image, read from its header; more is answered with 422.",
     )

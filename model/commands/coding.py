@@ -14,6 +14,7 @@ from rich.table import Table
 
 from model import errors
 from model.commands.common import Device, Json, MaxPixels, ModelDir, exit_code, one_line_errors, reason, stderr, stdout
+from model.container import DEFAULT_MAX_PIXELS
 
 _Paths = Annotated[list[str], typer.Argument(metavar="IN… OUT", help="Files, then where to; - is standard in or out.")]
 
@@ -92,7 +93,7 @@ def encode(
     ] = None,
     metadata: Annotated[str, typer.Option(help="keep or strip ICC profile, EXIF and XMP.")] = "keep",
     device: Device = "auto",
-    max_pixels: MaxPixels = 50_000_000,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     model_dir: ModelDir = None,
 ) -> None:
     """Compress images to .tcm files."""
@@ -128,7 +129,7 @@ def decode(
         typer.Option("--format", help="png, webp, jpeg, avif or tiff; else by OUT's name.", show_default=False),
     ] = None,
     device: Device = "auto",
-    max_pixels: MaxPixels = 50_000_000,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     model_dir: ModelDir = None,
 ) -> None:
     """Bring images back from .tcm files."""

@@ -5,53 +5,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from model.commands.common import one_line_errors
+from model.config import SIZES, TCMConfig
+from model.info import Metric
+from model.training.options import NOMINAL_ROUNDING, Options, Part, Precision, Start
 
-
-class Size(StrEnum):
-    """Named sizes (`model.config.SIZES`)."""
-
-    xs = "xs"
-    s = "s"
-    m = "m"
-    l = "l"  # noqa: E741  # the paper's Large
-
-
-class Metric(StrEnum):
-    """What distortion is."""
-
-    mse = "mse"
-    ms_ssim = "ms-ssim"
-
-
-class StartFrom(StrEnum):
-    """What an untrained network is."""
-
-    random = "random"
-    block_transform = "block-transform"
-
-
-class Part(StrEnum):
-    """What of the network learns."""
-
-    all = "all"
-    middle = "middle"
-    coarse = "coarse"
-    entropy = "entropy"
-
-
-class Precision(StrEnum):
-    """What g_a and g_s compute in."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
+Size = Literal["xs", "s", "m", "l"]
+"""Names in `model.config.SIZES`."""
 
 
 def train(
@@ -59,7 +24,7 @@ def train(
     save: Annotated[Path, typer.Option(help="Folder of the run: checkpoint, log, finished model.")] = Path(
         "runs/train"
     ),
-    size: Annotated[Size, typer.Option(help="Widths by name.")] = Size.s,
+    size: Annotated[Size, typer.Option(help="Widths by name.")] = "s",
     n: Annotated[
         int | None, typer.Option("--N", help="Width of one half of a mixed block, instead of the size's.")
     ] = None,
@@ -71,7 +36,7 @@ def train(
         typer.Option(help="Any other width, as NAME=NUMBER or NAME=NUMBER,NUMBER (see model/config.py); repeatable."),
     ] = None,
     lmbda: Annotated[float, typer.Option("--lmbda", "--lambda", help="λ: more is better quality.")] = 0.013,
-    metric: Annotated[Metric, typer.Option(help="Distortion that is minimised.")] = Metric.mse,
+    metric: Annotated[Metric, typer.Option(help="Distortion that is minimised.")] = "mse",
     name: Annotated[str | None, typer.Option(help="Of the finished model; by default tcm-SIZE-METRIC-λ.")] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the data (50 where nothing else ends the run).")
@@ -93,9 +58,9 @@ def train(
     floor: Annotated[float, typer.Option(help="Share of the rate that it falls to.")] = 0.02,
     average: Annotated[float, typer.Option(help="Decay of the moving average of the weights.")] = 0.998,
     start: Annotated[
-        StartFrom,
+        Start,
         typer.Option("--start-from", "--start", help="What an untrained network is; torchrun needs the long name."),
-    ] = StartFrom.random,
+    ] = "random",
     init_from: Annotated[Path | None, typer.Option(help="Start from this model; another λ's is rescaled.")] = None,
     spread: Annotated[
         bool, typer.Option(help="Deal y's channels out to the slices anew, few strong ones first; slices learn again.")
@@ -107,13 +72,13 @@ def train(
     ] = None,
     part: Annotated[
         Part, typer.Option(help="What learns; `coarse` and `entropy` need a block-transform start.")
-    ] = Part.all,
+    ] = "all",
     attention: Annotated[bool, typer.Option(help="Use the gated branch of the slice attentions.")] = True,
     rounding: Annotated[
         float | None,
         typer.Option(
-            help="Choose symbols by their rate, an error of one step worth so many bits (8.66 suits); "
-            "by default to the nearest."
+            help="Choose symbols by their rate, an error of one step worth so many bits "
+            f"({NOMINAL_ROUNDING:.2f} suits); by default to the nearest."
         ),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the run's folder.")] = False,
@@ -121,7 +86,7 @@ def train(
     validation: Annotated[int, typer.Option(help="Photographs kept out of training to measure on.")] = 8,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
     workers: Annotated[int | None, typer.Option(help="Loading processes; by default by the machine.")] = None,
-    precision: Annotated[Precision, typer.Option(help="auto: bf16 on a GPU that has it.")] = Precision.auto,
+    precision: Annotated[Precision, typer.Option(help="auto: bf16 on a GPU that has it.")] = "auto",
     half: Annotated[bool, typer.Option(help="Store the finished model in float16 (always for xs).")] = False,
     threads: Annotated[int | None, typer.Option(help="Of torch on a CPU; by default all cores.")] = None,
 ) -> None:
@@ -130,8 +95,6 @@ def train(
     with one_line_errors():
         import torch
 
-        from model.config import SIZES
-        from model.training.options import Options
         from model.training.train import train as run
 
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -144,11 +107,11 @@ def train(
             data=data,
             save=save,
             lmbda=lmbda,
-            metric=metric.value,
+            metric=metric,
             config=config,
             name=name,
-            size=size.value,
-            half=half or size is Size.xs,
+            size=size,
+            half=half or size == "xs",
             epochs=50 if epochs is None and steps is None and minutes is None else epochs,
             milestones=tuple(int(part) for part in milestones.split(",") if part.strip()),
             steps=steps,
@@ -164,11 +127,11 @@ def train(
             average=average,
             balance=balance,
             rates_from=rates_from,
-            start=start.value,
+            start=start,
             init_from=init_from,
             spread=spread,
             fit_synthesis=fit_synthesis,
-            part=part.value,
+            part=part,
             rounding=rounding,
             attention=attention,
             resume=resume,
@@ -176,7 +139,7 @@ def train(
             validation=validation,
             save_every=save_every,
             workers=workers,
-            precision=precision.value,
+            precision=precision,
         )
         path = run(options)
         typer.echo(path)
@@ -188,8 +151,6 @@ def _widths(words: list[str]) -> dict[str, int | tuple[int, ...]]:
     Raises:
         ValueError: a word of another form, or a name that is no width.
     """
-    from model.config import TCMConfig
-
     known = {field.name: isinstance(field.default, tuple) for field in dataclasses.fields(TCMConfig)}
     found: dict[str, int | tuple[int, ...]] = {}
     for word in words:

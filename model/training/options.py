@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,14 @@ from pathlib import Path
 from typing import Literal
 
 from model.config import SIZES, TCMConfig
-from model.info import check_claims
+from model.info import Metric, check_claims
+
+NOMINAL_ROUNDING = 6 / math.log(2)
+"""Bits that a squared quantiser step is worth where y is in units of its λ's own step, Δ² = 18/(ln 2·λ·255²)."""
 
 Start = Literal["random", "block-transform"]
 Part = Literal["all", "middle", "coarse", "entropy"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Options:
     data: Path
     save: Path
     lmbda: float = 0.013
-    metric: str = "mse"
+    metric: Metric = "mse"
     config: TCMConfig = field(default_factory=lambda: SIZES["s"])
     name: str | None = None
     size: str = "s"
@@ -97,7 +102,7 @@ class Options:
     log_every: int = 50
     workers: int | None = None
     cache_mb: int = 1024
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         if self.crop % self.config.alignment:

@@ -106,7 +106,7 @@ def verify(store: Address = None, as_json: Json = False) -> None:
     with one_line_errors(), _medium(store) as medium:
         from model.container import read_container
         from model.errors import ModelError
-        from service.store.medium import MediumFailed, identify
+        from service.store.medium import identify
 
         damaged, count, size = [], 0, 0
         for meta in _progress(list(medium.entries()), "verifying"):

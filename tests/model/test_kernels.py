@@ -30,8 +30,7 @@ KERNELS = {
     "layer_norm": {"TYPE": "bf16", "BIAS": "float", "C": 96, "LANES": 32},
     "attend": {"TYPE": "float", "BIAS": "float", "SIDE": 8, "D": 32, "HEADS": 2, "ALL": 4, "SCALE": "0.2f"},
     "finish": {
-        "TYPE": "bf16", "BIAS": "bf16", "PLUS": "float", "OUT": "float", "C": 12,
-        "HAS_BIAS": 1, "HAS_PLUS": 1, "PLUS_AFTER": 1, "TIMES": 2,
+        "TYPE": "bf16", "BIAS": "bf16", "PLUS": "float", "OUT": "float", "C": 12, "HAS_BIAS": 1, "HAS_PLUS": 1,
     },
     "shuffle": {"TYPE": "bf16", "BIAS": "bf16", "OUT": "bf16", "C": 512},
     "normalise": {"TYPE": "bf16", "PLUS": "float", "INVERSE": 1},

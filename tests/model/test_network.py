@@ -192,16 +192,6 @@ def test_an_item_of_a_batch_is_what_it_is_alone():
             torch.testing.assert_close(together.x_hat[i : i + 1], net(x[i : i + 1]).x_hat, rtol=1e-4, atol=1e-4)
 
 
-def test_output_reads_like_compressais():
-    with torch.no_grad():
-        out = make_tiny()(torch.rand(1, 3, 64, 64))
-    assert out["x_hat"] is out.x_hat
-    assert set(out["likelihoods"]) == {"y", "z"}
-    assert dict(out).keys() == {"x_hat", "likelihoods", "means", "scales", "y"}
-    with pytest.raises(KeyError):
-        out["nothing"]
-
-
 def test_gradients_reach_every_parameter():
     net = make_tiny().train()
     out = net(torch.rand(1, 3, 128, 128))

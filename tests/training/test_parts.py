@@ -9,11 +9,11 @@ from PIL import Image
 
 from model.attention import WindowAttention, naive_attention
 from model.network import TCM
-from model.rounding import NOMINAL
 from model.training.coarse import shorten, shortest
 from model.training.data import Crops, Indexes, find_images, split_validation
 from model.training.device import Place
 from model.training.loss import rate_distortion
+from model.training.options import NOMINAL_ROUNDING
 from model.training.progress import Reporter
 from model.training.quantiles import settle_quantiles
 from model.training.regress import fit_synthesis
@@ -240,7 +240,7 @@ def test_bfloat16_trains_the_same_network(started, photographs):
 def test_symbols_chosen_by_rate_lower_the_loss_that_they_are_chosen_for(started, photographs):
     x = crops_of(photographs, 4)
     figures = []
-    for weight in (None, NOMINAL):
+    for weight in (None, NOMINAL_ROUNDING):
         started.rounding = weight
         with torch.no_grad():
             figures.append(rate_distortion(started(x), x, 0.05, "mse"))
