@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from model.training.loss import Loss
 
 
 def _minutes(seconds: float) -> str:
@@ -78,6 +81,25 @@ class Reporter:
         if kind != "train":
             shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
             self.console.print(f"{kind} at step {step}: {shown}")
+
+
+class Recent:
+    """Averages over the steps since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.steps, self.since = 0, time.monotonic()
+        self.sums = dict.fromkeys(("bpp", "PSNR", "loss", "gradient"), 0.0)
+
+    def add(self, loss: Loss, norm: float) -> None:
+        """One step more, and the norm of its gradient."""
+        self.steps += 1
+        for name, value in zip(self.sums, (loss.bpp.item(), loss.psnr, loss.total.item(), norm), strict=True):
+            self.sums[name] += value
+
+    def figures(self, images_per_step: int) -> dict[str, float]:
+        """Their means, and images a second."""
+        averages = {name: value / self.steps for name, value in self.sums.items()}
+        return {**averages, "images/s": self.steps * images_per_step / max(time.monotonic() - self.since, 1e-9)}
 
 
 def _tensorboard(folder: Path) -> Any:  # a SummaryWriter, where tensorboard is installed

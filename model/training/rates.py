@@ -83,6 +83,12 @@ def read_rates(path: Path) -> dict[str, float]:
     return rates
 
 
+def write_rates(path: Path, rates: dict[str, float]) -> None:
+    """Keep them for `read_rates`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rates, indent=1))
+
+
 def _probe(parameters: list[nn.Parameter], loss: Callable[[], float], rest: float) -> float:
     """The size of a random step that raises the loss by `_UNIT_RISE`: the rise grows with the square."""
     kept = [p.detach().clone() for p in parameters]

@@ -55,7 +55,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(photographs, tmp_path
 
     def killed_after_three(run: Any, x: torch.Tensor) -> Any:
         if run.step == 3:
-            module._save(run)
+            module.save_run(run)
             raise KeyboardInterrupt
         return step(run, x)
 
