@@ -9,11 +9,9 @@ Encoding runs backwards (rANS is last in, first out); decoding runs forwards and
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import google_crc32c
 import numpy as np
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from model.rans import FRESH, LOWER, LUT_BITS, SYMBOL_LIMIT, decode, encode
 from model.tables import PRECISION, Tables
+from model.threads import each
 
 SYMBOLS_PER_STREAM = 1 << 17
 MAX_STREAMS = 64
@@ -177,31 +176,6 @@ def _lookup(tables: Tables) -> NDArray[np.int32]:
     ]
     lookup: NDArray[np.int32] = np.concatenate(rows).astype(np.int32)
     return lookup
-
-
-_CORES = min(os.cpu_count() or 1, 32)
-_coding = ThreadPoolExecutor(_CORES, thread_name_prefix="entropy")
-_urgent = ThreadPoolExecutor(_CORES, thread_name_prefix="entropy-now")
-
-
-def each(work: Callable[[_S], _T], items: Sequence[_S], *, urgent: bool = False) -> list[_T]:
-    """The work on each item, shared out among the cores where there are several; must not be called by such work.
-
-    What is urgent, since a device waits for it, does not queue behind what is not.
-    """
-    shares = min(_CORES, len(items))
-    if shares < 2:
-        return [work(item) for item in items]
-
-    def some(share: int) -> list[_T]:
-        return [work(item) for item in items[share::shares]]
-
-    done: list[_T | None] = [None] * len(items)
-    others = [(_urgent if urgent else _coding).submit(some, share) for share in range(1, shares)]
-    done[::shares] = some(0)  # whoever calls has a core already, and need not be woken
-    for share, other in enumerate(others, 1):
-        done[share::shares] = other.result()
-    return cast("list[_T]", done)
 
 
 def _call(job: Callable[[], _T]) -> _T:

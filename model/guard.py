@@ -10,7 +10,7 @@ computes every σ to within the tolerance then finds the same alphabet for every
 The tolerance is D·(1 + σ): σ is a sum of terms of about the same size whatever its value, so its error is nearly
 constant where σ is small. In ln σ, where the scales are 0.123 apart, that is D·(1 + 1/σ). The smallest scales, where
 that is widest and the choice matters least, are served by fewer alphabets. The terms are what the slices before have
-given, so the errors are larger where their σ are: D grows with the largest σ of the slice before (`tolerances`). Only
+given, so the errors are larger where their σ are: D grows with the largest σ of the slice before (`drifts`). Only
 the writer needs it.
 
 What it costs: a group in which λ elements are expected to be in a way's way has e^λ - 1 ways before the free one on
@@ -59,7 +59,7 @@ _LARGE_Z = 7  # symbols of z beyond this, which only noise and patterns have, ma
 _CROWDED = 8.0  # elements in the way that a group may expect: one way in 3000 is then free
 
 
-def forgiven(before: NDArray[np.float32]) -> float:
+def drift_after(before: NDArray[np.float32]) -> float:
     """D of a slice, given the σ of the one before: its own may differ by D·(1 + σ) between two machines."""
     finite = before[np.isfinite(before)]
     largest = max(float(finite.max(initial=0)), 0)
@@ -67,10 +67,10 @@ def forgiven(before: NDArray[np.float32]) -> float:
     return min(DRIFT + DRIFT_OF_LARGEST * counted, MOST_DRIFT)
 
 
-def tolerances(z: NDArray[np.int32], sigmas: Sequence[NDArray[np.float32]]) -> list[float]:
+def drifts(z: NDArray[np.int32], sigmas: Sequence[NDArray[np.float32]]) -> list[float]:
     """D of each slice, given the symbols of z and the σ of every slice."""
-    first = forgiven(sigmas[0]) * max(1.0, float(np.abs(z).max(initial=0)) / _LARGE_Z)
-    return [min(first, MOST_DRIFT), *(forgiven(before) for before in sigmas[:-1])]
+    first = drift_after(sigmas[0]) * max(1.0, float(np.abs(z).max(initial=0)) / _LARGE_Z)
+    return [min(first, MOST_DRIFT), *(drift_after(before) for before in sigmas[:-1])]
 
 
 @numba.njit("int64(int64, int64)", nogil=True, cache=True)
@@ -220,12 +220,12 @@ def _first_free(elements, steps, blocked, ways):  # type: ignore[no-untyped-def]
 def choose(scales: NDArray[np.float32], drift: float | None = None) -> NDArray[np.int32]:
     """The writer's choice for the σ of one slice, flattened: the way of each group, as few groups as find one.
 
-    `drift` is the slice's D (`tolerances`); by default that of a slice that follows one like it.
+    `drift` is the slice's D (`drifts`); by default that of a slice that follows one like it.
 
     Where no way is free, which happens to no photograph, it is way 0, and the checksum of the symbols is all that
     protects the picture.
     """
-    drift = forgiven(scales) if drift is None else drift
+    drift = drift_after(scales) if drift is None else drift
     scales = np.ascontiguousarray(scales)
     elements, steps, blocked, places = _in_the_way(scales, scales.view(np.uint32), drift)
     expected = places / PLACES

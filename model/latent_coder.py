@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model import fused, guard
 from model.container import Container
-from model.entropy import Coder, each, stream_count
+from model.entropy import Coder, stream_count
 from model.errors import CheckpointMismatch
 from model.folded import FoldedTransform, fold
 from model.info import ModelInfo
@@ -29,6 +29,7 @@ from model.recording import Pause, Program, Steps
 from model.rounding import choose_symbols
 from model.stages import Heartbeat, Stages, unwatched
 from model.tables import Tables, gaussian_tables, guard_tables
+from model.threads import each
 from model.tiles import STRIDE
 from model.turns import Turns, in_turn
 
@@ -53,7 +54,7 @@ class Analysis:
 
     def parts(self) -> list[tuple[Symbols, Indexes]]:
         """Symbols and the indexes of their tables, in reading order: z, then each slice of y behind its guard."""
-        drifts = guard.tolerances(self.z, [sigmas for _, sigmas in self.y])
+        drifts = guard.drifts(self.z, [sigmas for _, sigmas in self.y])
 
         def guarded(part: tuple[tuple[Symbols, NDArray[np.float32]], float]) -> list[tuple[Symbols, Indexes]]:
             (symbols, sigmas), drift = part

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from model import guard
 from model.container import Container
-from model.entropy import Coder, Decoder, SymbolMismatch, each
+from model.entropy import Coder, Decoder, SymbolMismatch
 from model.errors import CorruptBitstream, IncompatibleModel, ModelError
 from model.info import ModelInfo
+from model.threads import each
 
 
 class Reader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import sys
@@ -11,13 +10,15 @@ from pathlib import Path
 
 import torch
 
+from model.threads import cores
+
 
 def describe(device: torch.device) -> str:
     """One line: processor or GPU, cores, versions."""
     software = f"Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {software}"
-    return f"{_processor()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {software}"
+    return f"{_processor()}, {torch.get_num_threads()} threads of {cores()} cores, {software}"
 
 
 def _processor() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from model.container import read_container
 from model.latent_coder import Analysis
 from model.pixels import Picture, Pixels
 from model.stages import Stages
+from model.threads import cores
 
 _S = TypeVar("_S")
 
@@ -144,7 +144,7 @@ def _rate(
     """Pictures a second of both parts in a pipeline, as the service has it."""
     waiting: deque[list[Future[object]]] = deque()
     batches, start = 0, time.perf_counter()
-    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+    with ThreadPoolExecutor(cores()) as threads:
         while time.perf_counter() - start < seconds or batches < 3:
             waiting.append([threads.submit(on_host, part, Stages()) for part in on_device(Stages())])
             batches += 1

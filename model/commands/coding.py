@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,7 @@ def _write(path: str, data: bytes) -> None:
         Path(path).write_bytes(data)
         return
     target = Path(path).resolve()  # a link stays one
-    part = target.with_name(f"{target.name}.part")
+    part = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         part.write_bytes(data)
         part.replace(target)

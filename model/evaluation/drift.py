@@ -214,7 +214,7 @@ class Drift:
             self.modules[key] = max(self.modules.get(key, 0.0), float(apart))
         each = (t.chunk(slices, dim=1) for t in (low[""], high[""], lowest, highest))
         sigmas = [sigma.numpy() for sigma in written.chunk(slices, dim=1)]
-        drifts = guard.tolerances(symbols.z.to(torch.int32).numpy(), sigmas)
+        drifts = guard.drifts(symbols.z.to(torch.int32).numpy(), sigmas)
         for least, most, by_least, by_most, forgiven in zip(*each, drifts, strict=True):
             coded = (most > SCALE_MIN) & (least < SCALE_MAX) & (least > 0)  # σ below the table is all the same
             if not coded.any():

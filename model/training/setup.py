@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from model.errors import CheckpointMismatch, CheckpointUnreadable
 from model.info import ModelInfo, read_info
 from model.network import TCM
 from model.state_dict import fill, read_state_dict
+from model.threads import cores
 from model.training.coarse import shorten, shortest
 from model.training.data import Crops
 from model.training.device import Place
@@ -114,7 +114,7 @@ def loading_processes(options: Options, place: Place) -> int:
     """Worker processes for the data: none beside a CPU run, which needs its cores; most of a GPU machine's."""
     if options.workers is not None:
         return options.workers
-    return 0 if place.device.type == "cpu" else max(2, min(16, (os.cpu_count() or 2) // place.processes - 1))
+    return 0 if place.device.type == "cpu" else max(2, min(16, cores() // place.processes - 1))
 
 
 def _sample(options: Options, photographs: list[Path]) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from compressai.entropy_models import EntropyBottleneck
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.entropy import Coder, SymbolMismatch, each, stream_count
+from model.entropy import Coder, SymbolMismatch, stream_count
 from model.rans import FRESH
 from model.tables import (
     SCALE_LEVELS,
@@ -23,6 +23,7 @@ from model.tables import (
     gaussian_tables,
     scale_table,
 )
+from model.threads import each
 
 CODER = Coder(gaussian_tables())
 

@@ -20,7 +20,9 @@ EMBEDDED = [entry.name for entry in Zoo().entries() if entry.embedded]
 
 def drifted(scales: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Another machine's σ: every one off by as much as the format forgives."""
-    return (scales + rng.choice([-1, 1], len(scales)) * guard.forgiven(scales) * (1 + scales) * 0.98).astype(np.float32)
+    return (scales + rng.choice([-1, 1], len(scales)) * guard.drift_after(scales) * (1 + scales) * 0.98).astype(
+        np.float32
+    )
 
 
 def some_scales(kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -57,19 +59,19 @@ def test_drift_changes_no_index(seed, count, kind):
 def test_tolerance_grows_with_what_a_slice_is_computed_from():
     small, large, vast = (np.full(100, sigma, np.float32) for sigma in (1, 50, 1e5))
     z = np.array([0, -3, 2], np.int32)
-    alone, after = guard.tolerances(z, [small, large, vast, small])[:2], guard.tolerances(z, [large, small])[1]
-    assert alone == [guard.forgiven(small), guard.forgiven(small)]
-    assert after == guard.forgiven(large) > 3 * alone[1]
-    assert guard.tolerances(z, [small, large, vast, small])[3] == guard.MOST_DRIFT
-    assert guard.tolerances(7 * z, [small, small]) == [3 * alone[0], alone[1]]
-    assert guard.tolerances(10_000 * z, [vast])[0] == guard.MOST_DRIFT
+    alone, after = guard.drifts(z, [small, large, vast, small])[:2], guard.drifts(z, [large, small])[1]
+    assert alone == [guard.drift_after(small), guard.drift_after(small)]
+    assert after == guard.drift_after(large) > 3 * alone[1]
+    assert guard.drifts(z, [small, large, vast, small])[3] == guard.MOST_DRIFT
+    assert guard.drifts(7 * z, [small, small]) == [3 * alone[0], alone[1]]
+    assert guard.drifts(10_000 * z, [vast])[0] == guard.MOST_DRIFT
 
 
 def test_the_writer_guards_each_slice_with_its_own_tolerance(photo):
     codec = Codec.load(EMBEDDED[0], "cpu")
     (analysis,) = codec.analyse([from_pil(photo)])
     sigmas = [scales for _, scales in analysis.y]
-    drifts = guard.tolerances(analysis.z, sigmas)
+    drifts = guard.drifts(analysis.z, sigmas)
     assert len(set(drifts)) > 3
     expected = [guard.choose(scales, drift) for scales, drift in zip(sigmas, drifts, strict=True)]
     indexes = [tables for _, tables in analysis.parts() if not guard.is_guard(tables)][1:]
