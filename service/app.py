@@ -28,9 +28,10 @@ from service.connection import Connection
 from service.context import Context
 from service.cors import Cors, CrossSite
 from service.device import SLOWEST_RATE
+from service.farewell import Farewell
 from service.file_answer import FileAnswer
 from service.headers import SecurityHeaders
-from service.health import Farewell, Health
+from service.health import Health
 from service.keys import Keys
 from service.last_resort import LastResort
 from service.limits import BodyLimit

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 import structlog
 from PIL import Image, ImageChops, ImageStat
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.stages import Stages
 from model.zoo import ZooEntry
@@ -82,23 +80,6 @@ def _png(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
-
-
-class Farewell:
-    """ASGI middleware: once the server is being stopped, answers end their connections, so that none is cut later."""
-
-    def __init__(self, app: ASGIApp, health: Health) -> None:
-        self.app, self.health = app, health
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
-
-        async def parting(message: Message) -> None:
-            if message["type"] == "http.response.start" and self.health.stopping:
-                MutableHeaders(scope=message)["Connection"] = "close"
-            await send(message)
-
-        await self.app(scope, receive, parting)
 
 
 def _psnr(a: Image.Image, b: Image.Image) -> float:

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, Query
+from fastapi import Depends, Header, Query
 from starlette.requests import Request
 
 from model.zoo import ZooEntry
+from service import openapi
 from service.context import Context
 from service.errors import AmbiguousModel, Draining, InvalidParameter, NotReady, QuotaExceeded, Saturated, WorkerLost
+from service.negotiation import FORMATS
 
 ModelName = Annotated[str | None, Query(description="Name of a model from /v1/models.", examples=["tcm-xs-mse-0.013"])]
 Quality = Annotated[
@@ -25,7 +27,13 @@ Metadata = Annotated[
 TimeoutMs = Annotated[
     int | None, Query(ge=1, description="Deadline of the whole request; capped by the server.", examples=[5000])
 ]
+Accept = Annotated[
+    str | None,
+    Header(description="PNG where nothing is said; WebP and TIFF are lossless, too.", examples=["image/webp"]),
+]
 
+IMAGES: dict[str, Any] = {f.media_type: {"schema": openapi.BINARY} for f in FORMATS}
+"""What a route answers that gives an image, for its description."""
 
 ADMISSION = (QuotaExceeded, Saturated, Draining, WorkerLost, NotReady)
 """What a route that asks for work can answer before it has looked at the request."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,13 +12,12 @@ from service.context import Here
 from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
-from service.routes.common import ADMISSION, TimeoutMs, known, seconds, server_timing
+from service.routes.common import ADMISSION, IMAGES, Accept, TimeoutMs, known, seconds, server_timing
 from service.upload import disposition, read_upload
 
 router = APIRouter(tags=["codec"])
 
 _EXAMPLE = "`curl --data-binary @photo.tcm …/v1/decode -o photo.png`"
-_IMAGES: dict[str, Any] = {f.media_type: {"schema": openapi.BINARY} for f in negotiation.FORMATS}
 _RESPONSES = openapi.problems(
     *auth.PROBLEMS,
     errors.MalformedRequest,
@@ -40,7 +37,7 @@ _RESPONSES = openapi.problems(
 ) | {
     200: {
         "description": "The image, in the format that `Accept` prefers.",
-        "content": _IMAGES,
+        "content": IMAGES,
         "headers": {
             "TCM-Model": openapi.header("The model that it was written with.", "tcm-xs-mse-0.013"),
             "Vary": openapi.header("The format depends on it.", "Accept"),
@@ -61,10 +58,7 @@ _RESPONSES = openapi.problems(
 async def decode(
     request: Request,
     here: Here,
-    accept: Annotated[
-        str | None,
-        Header(description="PNG where nothing is said; WebP and TIFF are lossless, too.", examples=["image/webp"]),
-    ] = None,
+    accept: Accept = None,
     timeout_ms: TimeoutMs = None,
 ) -> Response:
     """Send a .tcm bitstream, raw or as the form field `file`; get an image of exactly the original's size."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,16 +15,15 @@ from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
 from service.routes.bitstreams import PATH, STORE_PROBLEMS, Id, IfNoneMatch, digest_header
-from service.routes.common import TimeoutMs, seconds, server_timing
+from service.routes.common import IMAGES, Accept, TimeoutMs, seconds, server_timing
 from service.upload import disposition
 
 router = APIRouter(tags=["bitstreams"])
 
-_IMAGES: dict[str, Any] = {f.media_type: {"schema": openapi.BINARY} for f in negotiation.FORMATS}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The image, in the format that `Accept` prefers.",
-        "content": _IMAGES,
+        "content": IMAGES,
         "headers": {
             "ETag": openapi.header("Strong: it names these bytes.", '"9f86d081884c7d65.png.2c26b46b68ffc68f"'),
             "Content-Digest": openapi.header("SHA-256 of the image file.", "sha-256=:n4bQ…=:"),
@@ -66,10 +65,7 @@ async def image(
     here: Here,
     digest: Id,
     reader: access.Reader,
-    accept: Annotated[
-        str | None,
-        Header(description="PNG where nothing is said; WebP and TIFF are lossless, too.", examples=["image/webp"]),
-    ] = None,
+    accept: Accept = None,
     if_none_match: IfNoneMatch = None,
     timeout_ms: TimeoutMs = None,
 ) -> Response:
