@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin, TiffTags, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, TiffTags, UnidentifiedImageError
 
 from model import tiff
 from model.container import DEFAULT_MAX_PIXELS, MAX_METADATA, check_pixels
@@ -38,6 +38,7 @@ EXIF_PREFIX = b"Exif\0\0"
 """Of EXIF in JPEG files; other formats leave it out, and so may who writes them."""
 Image.init()  # every plugin now, not in the middle of somebody's first request
 PngImagePlugin.MAX_TEXT_CHUNK = 4 * MAX_METADATA  # a profile of more than 1 MiB would cost the picture
+TiffImagePlugin.READ_LIBTIFF = True  # of planes of 16 bits, Pillow's own reader makes noise, for whoever opens them
 
 
 def no_limit_of_pillow() -> None:

@@ -113,13 +113,22 @@ def tiff(width: int, height: int, tags: dict[int, tuple[int, list[int] | bytes]]
     place = 8 + 2 + 12 * len(fields) + 4
     entries, values = b"", b""
     for tag, (kind, content) in sorted(fields.items()):
-        code = {1: "B", 3: "H", 4: "I", 7: "B"}[kind]
+        code = {1: "B", 2: "B", 3: "H", 4: "I", 7: "B"}[kind]
         raw = content if isinstance(content, bytes) else struct.pack(f"<{len(content)}{code}", *content)
         count = len(raw) // struct.calcsize(code)
         inline = raw.ljust(4, b"\0") if len(raw) <= 4 else struct.pack("<I", place + len(values))
         values += raw if len(raw) > 4 else b""
         entries += struct.pack("<HHI", tag, kind, count) + inline
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + entries + bytes(4) + values + tail
+
+
+def honest_tiff(width: int, height: int, tags: dict[int, tuple[int, list[int] | bytes]], *strips: bytes) -> bytes:
+    """A TIFF of these tags and of pixels in these strips, or planes."""
+    lengths = {279: (4, [len(strip) for strip in strips])}
+    pixels = b"".join(strips)
+    start = len(tiff(width, height, tags | lengths | {273: (4, [0] * len(strips))}))
+    places = [start + sum(len(strip) for strip in strips[:i]) for i in range(len(strips))]
+    return tiff(width, height, tags | lengths | {273: (4, places)}, pixels)
 
 
 def tiff_of_tiles(side: int, tile: int) -> bytes:
