@@ -11,7 +11,8 @@ from PIL import Image, PngImagePlugin
 from model import tiff
 from model.container import MAX_METADATA
 from model.errors import OutputLimit
-from model.pixels import EXIF_PREFIX, Picture, mean_of_channels, to_pil
+from model.metadata import EXIF_PREFIX
+from model.pixels import Picture, mean_of_channels, to_pil
 
 OUTPUT_FORMATS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 4},

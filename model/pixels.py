@@ -9,16 +9,14 @@ animation the first frame is taken.
 from __future__ import annotations
 
 import io
-import re
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, TiffTags, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from model import tiff
+from model import metadata
 from model.container import DEFAULT_MAX_PIXELS, MAX_METADATA, check_pixels
 from model.errors import CorruptImage, ModelError, TooManyPixels, UnsupportedImage, reason
 
@@ -27,15 +25,7 @@ Pixels = NDArray[np.uint8]
 INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 """What is read: formats with a memory-safe enough decoder in Pillow; none that starts another program (EPS)."""
 
-_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 258, 262, 274, 339
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
-_IN_XMP = re.compile(rb"""\s*tiff:Orientation=(["'])\d\1|<tiff:Orientation>\s*\d\s*</tiff:Orientation>""")
-EXIF_PREFIX = b"Exif\0\0"
-"""Of EXIF in JPEG files; other formats leave it out, and so may who writes them."""
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 Image.init()  # every plugin now, not in the middle of somebody's first request
 PngImagePlugin.MAX_TEXT_CHUNK = 4 * MAX_METADATA  # a profile of more than 1 MiB would cost the picture
 TiffImagePlugin.READ_LIBTIFF = True  # of planes of 16 bits, Pillow's own reader makes noise, for whoever opens them
@@ -147,7 +137,7 @@ def from_pil(image: Image.Image, *, keep_metadata: bool = True) -> Picture:
     Raises:
         UnsupportedImage: samples are floating-point numbers, whose range nothing states.
     """
-    image, exif, xmp = _upright(image)
+    image, exif, xmp = metadata.upright(image)
     icc = image.info.get("icc_profile")
     image, converted = _to_eight_bits(image, icc)
     samples = np.asarray(image)
@@ -160,58 +150,8 @@ def from_pil(image: Image.Image, *, keep_metadata: bool = True) -> Picture:
     picture = Picture(np.array(samples), grey, alpha)  # a copy: torch wants memory that may be written
     if not keep_metadata:
         return picture
-    return replace(picture, icc=None if converted else _bounded(icc), exif=_bounded(exif), xmp=_bounded(xmp))
-
-
-def _bounded(block: bytes | str | None) -> bytes | None:
-    """Metadata as bytes; a block that is empty or absurdly large is left out."""
-    if isinstance(block, str):
-        block = block.encode()
-    return block if isinstance(block, bytes) and 0 < len(block) <= MAX_METADATA else None
-
-
-def _upright(image: Image.Image) -> tuple[Image.Image, bytes | None, bytes | str | None]:
-    """The image with its EXIF orientation applied, its EXIF without it, and its XMP."""
-    exif, xmp = image.info.get("exif"), image.info.get("xmp")
-    try:
-        tags = image.getexif()
-        turn = _TURNS.get(tags.get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 - broken EXIF says nothing of the pixels
-        return image, None, xmp
-    try:
-        if image.format == "TIFF":
-            exif = _written(tags)
-        elif turn is not None and exif is not None:
-            exif = _without_orientation(exif.removeprefix(EXIF_PREFIX))
-    except Exception:  # noqa: BLE001 - one broken tag must not cost what another says of the pixels
-        exif = None
-    if turn is not None:
-        image, xmp = image.transpose(turn), _IN_XMP.sub(b"", _bounded(xmp) or b"")
-    return image, exif and EXIF_PREFIX + exif.removeprefix(EXIF_PREFIX), xmp
-
-
-def _without_orientation(exif: bytes) -> bytes | None:
-    """All else stays as and where it was, whatever its type: Pillow would write much of it anew as something else."""
-    order = "<" if exif.startswith(b"II") else ">"
-    (place,) = struct.unpack_from(order + "L", exif, 4)
-    (count,) = struct.unpack_from(order + "H", exif, place)
-    end = place + 2 + 12 * count
-    entries = [exif[at : at + 12] for at in range(place + 2, end, 12)]
-    kept = [entry for entry in entries if struct.unpack_from(order + "H", entry)[0] != _ORIENTATION]
-    if not kept:
-        return None
-    directory = struct.pack(order + "H", len(kept)) + b"".join(kept) + exif[end : end + 4]
-    return exif[:place] + directory.ljust(2 + 12 * count + 4, b"\0") + exif[end + 4 :]
-
-
-def _written(tags: Image.Exif) -> bytes | None:
-    """EXIF of a TIFF: without what lays out its pixels; text as it was, of whatever alphabet."""
-    for tag in tiff.LAYOUT & set(tags):
-        del tags[tag]
-    for tag, value in list(tags.items()):
-        if isinstance(value, str) and TiffTags.lookup(tag).type == TiffTags.ASCII:
-            tags[tag] = value.encode("latin-1")  # as Pillow has read it; it would write ASCII
-    return tags.tobytes() if len(tags) else None
+    icc = None if converted else metadata.bounded(icc)
+    return replace(picture, icc=icc, exif=metadata.bounded(exif), xmp=metadata.bounded(xmp))
 
 
 def _to_eight_bits(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bool]:
