@@ -14,21 +14,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms
 
-from model import metadata
-from model.container import DEFAULT_MAX_PIXELS, MAX_METADATA, check_pixels
-from model.errors import CorruptImage, ModelError, TooManyPixels, UnsupportedImage, reason
+from model import kinds, metadata
+from model.container import DEFAULT_MAX_PIXELS, check_pixels
+from model.errors import CorruptImage, ModelError, UnsupportedImage, reason
 
 Pixels = NDArray[np.uint8]
 
-INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
-"""What is read: formats with a memory-safe enough decoder in Pillow; none that starts another program (EPS)."""
-
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-Image.init()  # every plugin now, not in the middle of somebody's first request
-PngImagePlugin.MAX_TEXT_CHUNK = 4 * MAX_METADATA  # a profile of more than 1 MiB would cost the picture
-TiffImagePlugin.READ_LIBTIFF = True  # of planes of 16 bits, Pillow's own reader makes noise, for whoever opens them
 
 
 def no_limit_of_pillow() -> None:
@@ -88,18 +82,9 @@ def read_image(
     """
     if canvas := _webp_canvas(data):
         check_pixels(*canvas, max_pixels)  # its decoder takes the memory of the canvas when it is opened
-    try:
-        image = Image.open(io.BytesIO(data), formats=INPUT_FORMATS)
-    except UnidentifiedImageError:
-        known = ", ".join(INPUT_FORMATS)
-        raise UnsupportedImage(f"not an image that can be read here; known are {known}") from None
-    except MemoryError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise TooManyPixels(f"{error}; `Image.MAX_IMAGE_PIXELS` sets that limit of Pillow's") from None
-    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged headers
-        raise CorruptImage(f"its header cannot be read: {reason(error)}") from None
+    image = kinds.opened(data)
     _check_size(image, max_pixels)
+    kinds.check_kind(image)
     if announce:
         announce(image.width * image.height)
     try:
@@ -107,7 +92,7 @@ def read_image(
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged data
-        raise CorruptImage(f"damaged or truncated {image.format}: {reason(error)}") from None
+        raise kinds.undecodable(image, error) from None
     _check_size(image, max_pixels)
     try:
         return from_pil(image, keep_metadata=keep_metadata)
@@ -135,8 +120,10 @@ def from_pil(image: Image.Image, *, keep_metadata: bool = True) -> Picture:
     """The picture in a PIL image of any mode.
 
     Raises:
-        UnsupportedImage: samples are floating-point numbers, whose range nothing states.
+        UnsupportedImage: samples are floating-point numbers, whose range nothing states, or what Pillow has opened is
+            the preview in a raw photograph.
     """
+    kinds.check_kind(image)
     image, exif, xmp = metadata.upright(image)
     icc = image.info.get("icc_profile")
     image, converted = _to_eight_bits(image, icc)

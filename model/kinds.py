@@ -1,0 +1,155 @@
+"""Which image files are read; of others, what they are and what to do about it."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+from PIL import Image, PngImagePlugin, TiffImagePlugin
+
+from model.container import MAGIC, MAX_METADATA
+from model.errors import CorruptImage, ModelError, TooManyPixels, UnsupportedImage, reason
+
+INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
+"""What is read: formats with a memory-safe enough decoder in Pillow; none that starts another program (EPS)."""
+
+_KNOWN = f"known are {', '.join(INPUT_FORMATS)}"
+_RAW = "a raw photograph, of which other programs see a small preview: develop it to TIFF or JPEG first"
+_STRANGERS = (
+    (re.escape(MAGIC), "a .tcm file, which is coded already: decode it"),
+    (rb"8BPS", "a Photoshop document, which is not read here: export it as PNG or TIFF"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL file, which is not read here: convert it to JPEG or PNG"),
+    (rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ", "a JPEG 2000 file, which is not read here: convert it to PNG or TIFF"),
+    (
+        rb"....ftyp(?!.{0,120}avi[fs]).{0,120}(hei[cxms]|hev[cx])",
+        "a HEIC file, which is not read here: export it as JPEG",
+    ),
+    (rb"....ftypcrx |II(RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|II\*\0....CR", _RAW),
+)
+"""How files of other kinds begin."""
+
+_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 259, 262, 339
+_PREVIEW, _DNG_VERSION, _OF_SENSORS = 254, 50706, (32803, 34892)
+_COLOURS = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab", 9: "Lab", 10: "Lab"}
+_SAMPLES = {1: "whole numbers", 2: "numbers with a sign", 3: "floating-point numbers"}
+_SELDOM = ("webp", "tiff_sgilog", "tiff_sgilog24", "tiff_thunderscan")
+"""Compressions of TIFF that Pillow knows by name and its libtiff is often built without."""
+
+Image.init()  # every plugin now, not in the middle of somebody's first request
+PngImagePlugin.MAX_TEXT_CHUNK = 4 * MAX_METADATA  # a profile of more than 1 MiB would cost the picture
+TiffImagePlugin.READ_LIBTIFF = True  # of planes of 16 bits, Pillow's own reader makes noise, for whoever opens them
+
+
+def opened(data: bytes) -> Image.Image:
+    """The image in a file, of which only the header is read.
+
+    Raises:
+        UnsupportedImage, CorruptImage: as `model.pixels.read_image` does.
+        TooManyPixels: Pillow's own limit, where it has one.
+    """
+    try:
+        return Image.open(io.BytesIO(data), formats=INPUT_FORMATS)
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(f"{error}; `Image.MAX_IMAGE_PIXELS` sets that limit of Pillow's") from None
+    except Exception:  # noqa: BLE001 - decoders raise anything on damaged headers
+        raise _refusal(data) from None
+
+
+def _refusal(data: bytes) -> ModelError:
+    """Why a file cannot be opened, in the words of the format that it begins like."""
+    for beginning, what in _STRANGERS:
+        if re.match(beginning, data, re.DOTALL):
+            return UnsupportedImage(f"{what} ({_KNOWN})")
+    for name in INPUT_FORMATS:
+        factory, accept = Image.OPEN[name]
+        if accept is None or accept(data[:16]) is not True:
+            continue
+        try:
+            factory(io.BytesIO(data), "")
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            if re.match(r"not an? \S+ file", str(error), re.IGNORECASE):
+                continue  # it only begins alike
+            return _tiff(data, error) if name == "TIFF" else _named(name, error)
+    return UnsupportedImage(f"not an image that can be read here; {_KNOWN}")
+
+
+def _named(name: str, error: Exception) -> ModelError:
+    said = reason(error).replace("not identified by this driver", "its header makes no sense")
+    if re.match("unsupported|cannot handle|.*not yet supported", said, re.IGNORECASE):
+        return UnsupportedImage(
+            f"a kind of {name} that is not read here ({said}): save it as PNG or TIFF of 8 or 16 bits"
+        )
+    return CorruptImage(f"damaged or truncated {name}: {said}")
+
+
+class _Directory(TiffImagePlugin.TiffImageFile):
+    """The tags of a TIFF, of whatever kind its pixels are."""
+
+    def _setup(self) -> None:
+        self._mode, self._size = "L", (1, 1)
+
+
+def _tiff(data: bytes, error: Exception) -> ModelError:
+    """Why a TIFF cannot be opened: its tags say more than Pillow does."""
+    try:
+        tags: Any = _Directory(io.BytesIO(data)).tag_v2
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - as above
+        return _named("TIFF", error)
+    if _is_raw(tags):
+        return UnsupportedImage(_RAW)
+    compression = tags.get(_COMPRESSION, 1)
+    if compression not in TiffImagePlugin.COMPRESSION_INFO:
+        return UnsupportedImage(f"a TIFF of compression {compression!r:.20}, which is not read here: save it with LZW")
+    if str(error) != "unknown pixel mode":
+        return _named("TIFF", error)
+    (kind, *_), bits = tags.get(_SAMPLE_FORMAT, (1,)), tags.get(_BITS, (1,))
+    colours, samples = _COLOURS.get(tags.get(_PHOTOMETRIC, 0), "some colours"), _SAMPLES.get(kind, "samples")
+    return UnsupportedImage(
+        f"a TIFF of {colours} in {samples} of {'+'.join(map(str, bits[:6]))} bits, which is not read here: "
+        "save it as PNG, or as RGB of 8 or 16 bits"
+    )
+
+
+def _is_raw(tags: Any) -> bool:
+    """Whether the first picture in a TIFF is not the one that people mean."""
+    preview = tags.get(_PREVIEW, 0)
+    return (
+        _DNG_VERSION in tags
+        or tags.get(_PHOTOMETRIC) in _OF_SENSORS
+        or (isinstance(preview, int) and bool(preview & 1))
+    )
+
+
+def check_kind(image: Image.Image) -> None:
+    """Of images that Pillow opens, those that would come out as another picture.
+
+    Raises:
+        UnsupportedImage: it is one of them.
+    """
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and (_is_raw(image.tag_v2) or _begins(image)[8:10] == b"CR"):
+        raise UnsupportedImage(_RAW)
+
+
+def _begins(image: TiffImagePlugin.TiffImageFile) -> bytes:
+    if getattr(image.fp, "closed", True) or image.fp is None:
+        return b""  # loaded by others
+    place = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(16)
+    image.fp.seek(place)
+    return head
+
+
+def undecodable(image: Image.Image, error: Exception) -> ModelError:
+    """Why the pixels of a file that could be opened cannot be read."""
+    compression = image.info.get("compression")
+    if image.format == "TIFF" and compression in _SELDOM:
+        return UnsupportedImage(f"a TIFF of compression {compression!r}, which is not read here: save it with LZW")
+    return CorruptImage(f"damaged or truncated {image.format}: {reason(error)}")
