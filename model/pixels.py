@@ -95,7 +95,7 @@ def read_image(
         raise kinds.undecodable(image, error) from None
     _check_size(image, max_pixels)
     try:
-        return from_pil(image, keep_metadata=keep_metadata)
+        return _picture(image, keep_metadata)
     except (MemoryError, ModelError):
         raise
     except Exception as error:  # noqa: BLE001 - a palette, a colour key or a profile may be of any kind
@@ -120,10 +120,14 @@ def from_pil(image: Image.Image, *, keep_metadata: bool = True) -> Picture:
     """The picture in a PIL image of any mode.
 
     Raises:
-        UnsupportedImage: samples are floating-point numbers, whose range nothing states, or what Pillow has opened is
-            the preview in a raw photograph.
+        UnsupportedImage: samples are floating-point numbers, whose range nothing states, or Pillow has opened what is
+            another picture to others: HDR, the preview in a raw photograph.
     """
     kinds.check_kind(image)
+    return _picture(image, keep_metadata)
+
+
+def _picture(image: Image.Image, keep_metadata: bool) -> Picture:
     image, exif, xmp = metadata.upright(image)
     icc = image.info.get("icc_profile")
     image, converted = _to_eight_bits(image, icc)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import pytest
 from PIL import Image
@@ -124,3 +125,25 @@ def test_a_raw_photograph_by_its_beginning():
     moved = b"II*\0" + struct.pack("<L", len(file)) + b"CR\2\0" + file[12:] + file[directory : directory + 500]
     with pytest.raises(UnsupportedImage, match="raw photograph"):
         read_image(moved)
+
+
+@pytest.mark.parametrize("transfer", [13, 16, 18])
+def test_brightness_that_is_coded_otherwise(transfer):
+    """PQ and HLG came out washed."""
+    png = bombs.png(1, 1, (b"cICP", bytes([9, transfer, 0, 1])), bombs.idat(bytes(4)), colour=2)
+    avif = bombs.file_of(RGB, "AVIF").replace(b"nclx\0\1\0\x0d", b"nclx\0\x09\0" + bytes([transfer]))
+    for file in (png, avif):
+        if transfer == 13:  # sRGB
+            assert read_image(file).rgb.size
+            continue
+        with pytest.raises(UnsupportedImage, match=r"HDR.*convert"):
+            read_image(file)
+        with pytest.raises(UnsupportedImage, match="HDR"):
+            from_pil(Image.open(io.BytesIO(file)))
+
+
+def test_a_profile_says_what_the_brightness_is():
+    """A picture that has both is kept as what the profile says."""
+    profile = (b"iCCP", b"a profile\0\0" + zlib.compress(bytes(200)))
+    file = bombs.png(1, 1, (b"cICP", bytes([9, 16, 0, 1])), profile, bombs.idat(bytes(4)), colour=2)
+    assert read_image(file).icc == bytes(200)
