@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from model import kinds, metadata
+from model import kinds, metadata, quirks
 from model.container import DEFAULT_MAX_PIXELS, check_pixels
 from model.errors import CorruptImage, ModelError, UnsupportedImage, reason
 
@@ -88,7 +88,7 @@ def read_image(
     if announce:
         announce(image.width * image.height)
     try:
-        image.load()
+        image = quirks.loaded(image)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged data
@@ -124,7 +124,7 @@ def from_pil(image: Image.Image, *, keep_metadata: bool = True) -> Picture:
             another picture to others: HDR, the preview in a raw photograph.
     """
     kinds.check_kind(image)
-    return _picture(image, keep_metadata)
+    return _picture(quirks.loaded(image), keep_metadata)
 
 
 def _picture(image: Image.Image, keep_metadata: bool) -> Picture:

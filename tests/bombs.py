@@ -160,6 +160,13 @@ def tiff_of_rationals(count: int) -> bytes:
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + bytes(4) + b"\1\0\0\0\1\0\0\0" * count
 
 
+def bmp(bits: int, compression: int = 0, masks: tuple[int, ...] = (), pixels: bytes = b"") -> bytes:
+    """An honest BMP of eight by eight pixels, of so many bits each."""
+    header = struct.pack("<LllHHLLllLL", 124, 8, 8, 1, bits, compression, 8 * bits, 2835, 2835, 0, 0)
+    header += struct.pack(f"<{len(masks)}L", *masks).ljust(84, b"\0")
+    return b"BM" + struct.pack("<LHHL", 138 + 8 * bits, 0, 0, 138) + header + pixels.ljust(8 * bits, b"\0")
+
+
 def bmp_of_runs(side: int) -> bytes:
     """Run-length coding, one run a pixel."""
     honest = file_of(Image.new("P", (side, side)), "BMP")

@@ -18,13 +18,6 @@ from tests.conftest import DATA
 RGB = Image.new("RGB", (8, 8), "red")
 
 
-def bmp(bits: int, compression: int = 0, masks: tuple[int, ...] = ()) -> bytes:
-    """Eight by eight, of so many bits a pixel."""
-    header = struct.pack("<LllHHLLllLL", 124, 8, 8, 1, bits, compression, 8 * bits, 2835, 2835, 0, 0)
-    body = struct.pack(f"<{len(masks)}L", *masks).ljust(84, b"\0") + bytes(64 + 8 * bits)
-    return b"BM" + struct.pack("<LHHL", 138 + 8 * bits, 0, 0, 138) + header + body
-
-
 def ftyp(brand: bytes, *others: bytes) -> bytes:
     return struct.pack(">L", 16 + 4 * len(others)) + b"ftyp" + brand + bytes(4) + b"".join(others) + bytes(99)
 
@@ -76,9 +69,9 @@ def test_other_formats_that_are_sound_and_not_read():
     frame = jpeg.index(b"\xff\xc0")
     for file, what in (
         (jpeg[: frame + 4] + b"\x0c" + jpeg[frame + 5 :], "JPEG.*12-bit.*save it"),
-        (bmp(2), r"BMP.*\(2\)"),
-        (bmp(0, 4), "BMP"),
-        (bmp(16, 3, (0xF00, 0xF0, 0xF, 0xF000)), "BMP.*layout"),
+        (bombs.bmp(2), r"BMP.*\(2\)"),
+        (bombs.bmp(0, 4), "BMP"),
+        (bombs.bmp(16, 3, (0xF00, 0xF0, 0xF, 0xF000)), "BMP.*layout"),
     ):
         with pytest.raises(UnsupportedImage, match=what):
             read_image(file)
