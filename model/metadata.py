@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from typing import Any
 
 from PIL import Image, TiffTags
 
@@ -12,13 +13,18 @@ from model.container import MAX_METADATA
 
 EXIF_PREFIX = b"Exif\0\0"
 """Of EXIF in JPEG files; other formats leave it out, and so may who writes them."""
+_XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 _ORIENTATION = 274
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-_IN_XMP = re.compile(rb"""\s*tiff:Orientation=(["'])\d\1|<tiff:Orientation>\s*\d\s*</tiff:Orientation>""")
+_IN_XMP = re.compile(
+    rb"""\s?\b(?:tiff:Orientation|xmpNote:HasExtendedXMP)=(?:"[^"]*"|'[^']*')"""
+    rb"""|<(tiff:Orientation|xmpNote:HasExtendedXMP)>[^<]*</\1>"""
+)  # no part that could be tried in many ways: packets have megabytes
+_AS_PILLOW_FINDS_IT = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 def bounded(block: bytes | str | None) -> bytes | None:
@@ -28,38 +34,82 @@ def bounded(block: bytes | str | None) -> bytes | None:
     return block if isinstance(block, bytes) and 0 < len(block) <= MAX_METADATA else None
 
 
-def upright(image: Image.Image) -> tuple[Image.Image, bytes | None, bytes | str | None]:
-    """The image with its EXIF orientation applied, its EXIF without it, and its XMP."""
-    exif, xmp = image.info.get("exif"), image.info.get("xmp")
+def upright(image: Image.Image) -> tuple[Image.Image, bytes | None, bytes | None]:
+    """The image with its EXIF orientation applied, and its EXIF and XMP without it."""
+    _unwrap(image.info)
+    said_in_xmp = bounded(image.info.get("xmp"))
+    xmp = upright_xmp(said_in_xmp)
     try:
         tags = image.getexif()
         turn = _TURNS.get(tags.get(_ORIENTATION, 1))
     except Exception:  # noqa: BLE001 - broken EXIF says nothing of the pixels
-        return image, None, xmp
+        found = _AS_PILLOW_FINDS_IT.search(said_in_xmp or b"")
+        return _turned(image, found and _TURNS.get(int(found[1]))), None, xmp
     try:
-        if image.format == "TIFF":
-            exif = _written(tags)
-        elif turn is not None and exif is not None:
-            exif = _without_orientation(exif.removeprefix(EXIF_PREFIX))
+        exif = _written(tags) if image.format == "TIFF" else upright_exif(bounded(image.info.get("exif")))
     except Exception:  # noqa: BLE001 - one broken tag must not cost what another says of the pixels
         exif = None
-    if turn is not None:
-        image, xmp = image.transpose(turn), _IN_XMP.sub(b"", bounded(xmp) or b"")
-    return image, exif and EXIF_PREFIX + exif.removeprefix(EXIF_PREFIX), xmp
+    return _turned(image, turn), exif, xmp
 
 
-def _without_orientation(exif: bytes) -> bytes | None:
-    """All else stays as and where it was, whatever its type: Pillow would write much of it anew as something else."""
+def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    return image if turn is None else image.transpose(turn)
+
+
+def _unwrap(info: dict[str | tuple[int, int], Any]) -> None:
+    """EXIF and XMP that lie elsewhere in a PNG, or in more than their own bytes, to where Pillow looks for them."""
+    for name in ("exif", "APP1", "xmp"):
+        block = _raw_profile(info.get(f"Raw profile type {name}"))
+        if block is not None and (name == "xmp" or block.startswith(_XMP_PREFIX)):
+            info.setdefault("xmp", block.removeprefix(_XMP_PREFIX))
+        elif block is not None:
+            info.setdefault("exif", block)
+    if isinstance(exif := info.get("exif"), bytes):
+        info["exif"] = EXIF_PREFIX + _bare(exif)
+
+
+def _raw_profile(text: object) -> bytes | None:
+    """What ImageMagick writes into a text of PNG: a name, a length, and the bytes in hexadecimal."""
+    if not isinstance(text, str) or len(text) > 3 * MAX_METADATA:
+        return None
+    try:
+        return bytes.fromhex(text.split("\n", 3)[3])
+    except (ValueError, IndexError):
+        return None
+
+
+def _bare(exif: bytes) -> bytes:
+    return re.sub(rb"\A(?:Exif\0\0)+", b"", exif)  # some write it before EXIF that has it
+
+
+def upright_xmp(xmp: bytes | None) -> bytes | None:
+    """XMP without orientation, and without the name of a second part, which JPEG alone has and Pillow does not read."""
+    if xmp is not None:
+        xmp = _IN_XMP.sub(b"", xmp)
+    return None if xmp is None or _AS_PILLOW_FINDS_IT.search(xmp) else xmp
+
+
+def upright_exif(exif: bytes | None) -> bytes | None:
+    """EXIF behind its prefix, without orientation; none where it cannot be read.
+
+    All else stays as and where it was, whatever its type: Pillow would write much of it anew as something else.
+    """
+    if exif is None:
+        return None
+    exif = _bare(exif)
     order = "<" if exif.startswith(b"II") else ">"
-    (place,) = struct.unpack_from(order + "L", exif, 4)
-    (count,) = struct.unpack_from(order + "H", exif, place)
-    end = place + 2 + 12 * count
-    entries = [exif[at : at + 12] for at in range(place + 2, end, 12)]
-    kept = [entry for entry in entries if struct.unpack_from(order + "H", entry)[0] != _ORIENTATION]
+    try:
+        (place,) = struct.unpack_from(order + "L", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, place)
+        end = place + 2 + 12 * count
+        entries = [exif[at : at + 12] for at in range(place + 2, end, 12)]
+        kept = [entry for entry in entries if struct.unpack_from(order + "H", entry)[0] != _ORIENTATION]
+    except struct.error:
+        return None
     if not kept:
         return None
     directory = struct.pack(order + "H", len(kept)) + b"".join(kept) + exif[end : end + 4]
-    return exif[:place] + directory.ljust(2 + 12 * count + 4, b"\0") + exif[end + 4 :]
+    return EXIF_PREFIX + exif[:place] + directory.ljust(2 + 12 * count + 4, b"\0") + exif[end + 4 :]
 
 
 def _written(tags: Image.Exif) -> bytes | None:

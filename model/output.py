@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from model import tiff
+from model import metadata, profiles, tiff
 from model.container import MAX_METADATA
 from model.errors import OutputLimit
-from model.metadata import EXIF_PREFIX
 from model.pixels import Picture, mean_of_channels, to_pil
 
 OUTPUT_FORMATS: dict[str, dict[str, Any]] = {
@@ -23,6 +23,8 @@ OUTPUT_FORMATS: dict[str, dict[str, Any]] = {
 }
 _MAX_PARSED_EXIF = 256 << 10
 """Bytes of EXIF that a writer takes apart: in Python, at some thirty times their size."""
+_LONGEST = {("jpeg", "exif"): 65_533, ("jpeg", "xmp"): 65_504, ("avif", "exif"): _MAX_PARSED_EXIF}
+"""Bytes: of what fills a segment of JPEG, and of what Pillow takes apart. Else as many as a bitstream holds."""
 MAX_OUTPUT_SIDE = {"webp": 16383, "jpeg": 65500, "avif": 32768}
 """Longest side that Pillow writes and reads back; the other formats hold any."""
 
@@ -40,23 +42,42 @@ def write_image(picture: Picture, file_format: str) -> bytes:
     side = max(picture.width, picture.height)
     if side > MAX_OUTPUT_SIDE.get(file_format, side):
         raise OutputLimit(f"{file_format} holds sides up to {MAX_OUTPUT_SIDE[file_format]}: ask for png or tiff")
+    picture = _as_stated(picture, file_format)
     if file_format == "tiff":
         return _write_tiff(picture)
     image = to_pil(picture)
     if file_format == "jpeg" and picture.alpha is not None:
         ground = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(ground, image.convert("RGBA")).convert("L" if picture.grey else "RGB")
+    options = OUTPUT_FORMATS[file_format] | ({"subsampling": "4:0:0"} if file_format == "avif" and picture.grey else {})
     out = io.BytesIO()
     try:
-        image.save(out, **OUTPUT_FORMATS[file_format], **_metadata_options(picture, file_format))
+        image.save(out, **options, **_metadata_options(picture, file_format))
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - Pillow raises anything on metadata of another kind than its own
         # metadata that this format's writer refuses must not cost the picture; nor must Pillow's buffer for optimised
         # JPEGs, which noise does not fit
         out = io.BytesIO()
-        image.save(out, **OUTPUT_FORMATS[file_format] | {"optimize": False}, icc_profile=picture.icc)
+        image.save(out, **options | {"optimize": False}, icc_profile=picture.icc)
     return out.getvalue()
+
+
+def _as_stated(picture: Picture, file_format: str) -> Picture:
+    """The picture with what a file may say of it, whoever wrote the bitstream: no orientation, a profile that fits."""
+    exif, xmp = metadata.upright_exif(picture.exif), metadata.upright_xmp(picture.xmp)
+    picture = replace(picture, exif=exif, xmp=xmp, icc=profiles.fitting(picture.icc, grey=picture.grey))
+    as_colour = file_format == "webp" or (file_format == "avif" and picture.alpha is not None)
+    return _in_srgb(picture) if as_colour and picture.grey and profiles.of_grey(picture.icc) else picture
+
+
+def _in_srgb(picture: Picture) -> Picture:
+    """Grey for a file of colours, which a profile of grey does not fit."""
+    greys = profiles.greys_in_srgb(picture.icc or b"")
+    if greys is None:
+        return replace(picture, icc=None)
+    turned = greys[mean_of_channels(picture.rgb)][..., None]
+    return replace(picture, icc=None, rgb=np.broadcast_to(turned, picture.rgb.shape))
 
 
 def _write_tiff(picture: Picture) -> bytes:
@@ -71,7 +92,7 @@ def _parsed(exif: bytes | None) -> Image.Exif:
     tags = Image.Exif()
     if exif is not None and len(exif) <= _MAX_PARSED_EXIF:
         try:
-            tags.load(EXIF_PREFIX + exif.removeprefix(EXIF_PREFIX))
+            tags.load(exif)
         except Exception:  # noqa: BLE001 - Pillow raises anything on EXIF that is none
             return Image.Exif()
     return tags
@@ -79,12 +100,10 @@ def _parsed(exif: bytes | None) -> Image.Exif:
 
 def _metadata_options(picture: Picture, file_format: str) -> dict[str, Any]:
     """Where each of Pillow's writers wants the profile, EXIF and XMP."""
-    longest = 65_500 if file_format == "jpeg" else MAX_METADATA  # a JPEG segment
-    xmp = picture.xmp if picture.xmp is not None and len(picture.xmp) <= longest else None
-    longest = min(longest, _MAX_PARSED_EXIF) if file_format == "avif" else longest
-    exif = None if picture.exif is None else EXIF_PREFIX + picture.exif.removeprefix(EXIF_PREFIX)
-    if exif is not None and len(exif) > longest:
-        exif = None
+    exif, xmp = (
+        block if block is not None and len(block) <= _LONGEST.get((file_format, name), MAX_METADATA) else None
+        for name, block in (("exif", picture.exif), ("xmp", picture.xmp))
+    )
     options: dict[str, Any] = {"icc_profile": picture.icc}
     if exif is not None:
         options["exif"] = exif

@@ -8,15 +8,14 @@ animation the first frame is taken.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image
 
-from model import kinds, metadata, quirks
+from model import kinds, metadata, profiles, quirks
 from model.container import DEFAULT_MAX_PIXELS, check_pixels
 from model.errors import CorruptImage, ModelError, UnsupportedImage, reason
 
@@ -141,8 +140,8 @@ def _picture(image: Image.Image, keep_metadata: bool) -> Picture:
     picture = Picture(np.array(samples), grey, alpha)  # a copy: torch wants memory that may be written
     if not keep_metadata:
         return picture
-    icc = None if converted else metadata.bounded(icc)
-    return replace(picture, icc=icc, exif=metadata.bounded(exif), xmp=metadata.bounded(xmp))
+    icc = None if converted else profiles.fitting(metadata.bounded(icc), grey=grey)
+    return replace(picture, icc=icc, exif=metadata.bounded(exif), xmp=xmp)
 
 
 def _to_eight_bits(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bool]:
@@ -157,7 +156,7 @@ def _to_eight_bits(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, 
     if mode.startswith("I"):
         return _from_integers(image), False
     if mode == "CMYK":
-        return _from_cmyk(image, icc), True
+        return profiles.in_srgb(image, icc) or image.convert("RGB"), True  # as every viewer does
     if mode in ("P", "PA"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB"), False
     if mode in ("1", "L"):
@@ -192,24 +191,13 @@ def _from_integers(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _from_cmyk(image: Image.Image, icc: bytes | None) -> Image.Image:
-    if icc:
-        try:
-            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-            turned = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            if turned is not None:
-                return turned
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            pass  # a broken profile: the plain conversion is what every viewer falls back to
-    return image.convert("RGB")
-
-
 def to_pil(picture: Picture) -> Image.Image:
     """The picture as a PIL image in L, LA, RGB or RGBA; metadata lie in `info`, where Pillow looks for them."""
     image = Image.fromarray(mean_of_channels(picture.rgb) if picture.grey else picture.rgb)
     if picture.alpha is not None:
         image.putalpha(Image.fromarray(picture.alpha))
-    for key, block in (("icc_profile", picture.icc), ("exif", picture.exif), ("xmp", picture.xmp)):
+    exif, xmp = metadata.upright_exif(picture.exif), metadata.upright_xmp(picture.xmp)  # whoever wrote the bitstream
+    for key, block in (("icc_profile", picture.icc), ("exif", exif), ("xmp", xmp)):
         if block is not None:
             image.info[key] = block
     return image

@@ -15,6 +15,7 @@ from model.pixels import Picture, read_image
 from model.tiff import write_tiff
 from tests.conftest import DATA
 from tests.model.test_pixels import exif_of
+from tests.model.test_profiles import of_gamma
 
 EXPOSURE, PIXELS_ACROSS, INTEROPERABILITY = 0x829A, 0xA002, 0xA005
 EXIF, GPS = 0x8769, 0x8825
@@ -147,6 +148,42 @@ def test_text_of_any_alphabet():
         assert "é".encode() in again, file_format
     turned = exif_of((0x0112, 3, 1, b"\x06"), (0x013B, 2, 3, "é\0".encode()))  # of which Pillow writes EXIF anew
     assert "é".encode() in (read_image(file_of(Image.new("RGB", (8, 4)), "JPEG", exif=turned)).exif or b"")
+
+
+@pytest.mark.parametrize("file_format", OUTPUT_FORMATS)
+@pytest.mark.parametrize("alpha", [False, True])
+def test_grey_with_a_profile_of_grey(file_format, alpha):
+    """Found by trying: WebP and AVIF were of colour, with a profile of grey, which no reader knows what to do with."""
+    grey = np.arange(0, 256, 4, dtype=np.uint8).repeat(64).reshape(64, 64)
+    profile = of_gamma(1.4)  # of which a grey is much brighter than the same number in sRGB
+    picture = Picture(grey[..., None].repeat(3, 2), True, np.full_like(grey, 255) if alpha else None, profile)
+    file = write_image(picture, file_format)
+    image = Image.open(io.BytesIO(file))
+    kept = image.info.get("icc_profile")
+    if file_format == "webp" or (file_format == "avif" and alpha):
+        assert kept is None
+        light = (grey / 255) ** 1.4
+        expected = 255 * np.where(light < 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    else:
+        assert (image.mode, kept) == ("LA" if alpha and file_format != "jpeg" else "L", profile)
+        expected = grey
+    assert np.abs(read_image(file).rgb[..., 0] - expected.astype(float)).max() < 5
+    assert read_image(file).grey == (file_format != "webp")
+
+
+def test_grey_is_written_as_grey():
+    picture = Picture(np.full((16, 16, 3), 90, np.uint8), grey=True)
+    for file_format in set(OUTPUT_FORMATS) - {"webp"}:  # which has none
+        assert Image.open(io.BytesIO(write_image(picture, file_format))).mode == "L", file_format
+
+
+@pytest.mark.parametrize(("tag", "longest"), [("exif", 65_533), ("xmp", 65_504)])
+def test_what_just_fits_into_a_segment_of_jpeg(tag, longest):
+    filled = {"exif": exif_of((0x0131, 2, 4, b"abc\0")), "xmp": b"<x/>"}[tag]
+    for size in (65_500, longest, longest + 1):
+        block = filled.ljust(size, b"\0")
+        picture = Picture(np.zeros((8, 8, 3), np.uint8), **{tag: block})
+        assert getattr(read_image(write_image(picture, "jpeg")), tag) == (block if size <= longest else None)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
