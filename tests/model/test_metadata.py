@@ -143,6 +143,13 @@ def test_metadata_are_gone_over_once(hostile):
     assert time.process_time() - start < 2
 
 
+@pytest.mark.parametrize("size", [100, 5_000_000])
+def test_the_layers_of_a_tiff_are_no_exif(size):
+    """What Photoshop keeps for itself: it took the place of EXIF, or cost it."""
+    tags = {271: (2, b"abc\0"), 34377: (1, b"8BIM" + bytes(99)), 37724: (7, bytes(size))}
+    assert dict(parsed(read_image(bombs.honest_tiff(4, 4, tags, bytes(16))).exif)) == {271: "abc"}
+
+
 def test_a_second_part_of_xmp_is_not_named():
     """JPEG has XMP of more than 64 KiB in parts, which no other format does."""
     main = b'<a xmlns:xmpNote="http://ns.adobe.com/xmp/note/" xmpNote:HasExtendedXMP="0123"/>'
