@@ -14,8 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 from service.errors import BadForm, ClientGone, EmptyBody, UnsupportedMediaType
 
 FIELD = "file"
-# what `curl --data-binary` says when it is told nothing: read as raw bytes, too
-_UNTYPED = {"", "application/octet-stream", "application/x-www-form-urlencoded"}
+# what `curl --data-binary` says when it is told nothing, and what S3 does: read as raw bytes, too
+_UNTYPED = {"", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded"}
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,9 @@ def test_accept_chooses_the_format(server: Server, bitstream: bytes, accept: str
         assert psnr(image, reference) > 35
 
 
-@pytest.mark.parametrize("media_type", ["application/octet-stream", "application/x-www-form-urlencoded", None])
+@pytest.mark.parametrize(
+    "media_type", ["application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded", None]
+)
 def test_an_untyped_body_is_taken_as_it_is(server: Server, photo_file: bytes, media_type: str | None) -> None:
     headers = {"Content-Type": media_type} if media_type else {}
     encoded = server.client.post("/v1/encode", content=photo_file, headers=headers)

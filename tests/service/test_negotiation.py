@@ -25,6 +25,9 @@ from service.negotiation import choose, parse_accept, preference
         ("image/jpeg ; q = 1, image/png;q=0", "jpeg"),
         ("image/jpeg;q=2, image/tiff;q=0.001", "tiff"),
         (",,;q=1,image/avif,", "avif"),
+        ("image/jpg", "jpeg"),
+        ("image/tif, image/jpg;q=0.5", "tiff"),
+        ("image/png;q=0.3, Image/JPG;q=0.2, image/jpeg;q=0.1", "png"),
     ],
 )
 def test_choice(accept: str | None, name: str) -> None:
