@@ -16,7 +16,8 @@ INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 """What is read: formats with a memory-safe enough decoder in Pillow; none that starts another program (EPS)."""
 
 _KNOWN = f"known are {', '.join(INPUT_FORMATS)}"
-_RAW = "a raw photograph, of which other programs see a small preview: develop it to TIFF or JPEG first"
+_RAW = "a raw photograph, which is not read here: develop it to TIFF or JPEG first"
+_PREVIEW = "its first picture is only a preview of another, as in raw photographs: develop it to TIFF or JPEG first"
 _STRANGERS = (
     (re.escape(MAGIC), "a .tcm file, which is coded already: decode it"),
     (rb"8BPS", "a Photoshop document, which is not read here: export it as PNG or TIFF"),
@@ -31,7 +32,7 @@ _STRANGERS = (
 """How files of other kinds begin."""
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 259, 262, 339
-_PREVIEW, _DNG_VERSION, _OF_SENSORS = 254, 50706, (32803, 34892)
+_NEW_SUBFILE_TYPE, _DNG_VERSION, _OF_SENSORS = 254, 50706, (32803, 34892)
 _COLOURS = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab", 9: "Lab", 10: "Lab"}
 _SAMPLES = {1: "whole numbers", 2: "numbers with a sign", 3: "floating-point numbers"}
 _HDR = (16, 18)
@@ -119,8 +120,8 @@ def _tiff(data: bytes, error: Exception) -> ModelError:
         raise
     except Exception:  # noqa: BLE001 - as above
         return _named("TIFF", error)
-    if _is_raw(tags):
-        return UnsupportedImage(_RAW)
+    if why := _no_photograph(tags):
+        return UnsupportedImage(why)
     compression = tags.get(_COMPRESSION, 1)
     if compression not in TiffImagePlugin.COMPRESSION_INFO:
         return UnsupportedImage(f"a TIFF of compression {compression!r:.20}, which is not read here: save it with LZW")
@@ -134,14 +135,12 @@ def _tiff(data: bytes, error: Exception) -> ModelError:
     )
 
 
-def _is_raw(tags: Any) -> bool:
-    """Whether the first picture in a TIFF is not the one that people mean."""
-    preview = tags.get(_PREVIEW, 0)
-    return (
-        _DNG_VERSION in tags
-        or tags.get(_PHOTOMETRIC) in _OF_SENSORS
-        or (isinstance(preview, int) and bool(preview & 1))
-    )
+def _no_photograph(tags: Any) -> str | None:
+    """Why the first picture in a TIFF is not the one that people mean."""
+    if _DNG_VERSION in tags or tags.get(_PHOTOMETRIC) in _OF_SENSORS:
+        return _RAW
+    preview = tags.get(_NEW_SUBFILE_TYPE, 0)
+    return _PREVIEW if isinstance(preview, int) and preview & 1 else None
 
 
 def check_kind(image: Image.Image) -> None:
@@ -150,8 +149,8 @@ def check_kind(image: Image.Image) -> None:
     Raises:
         UnsupportedImage: it is one of them.
     """
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_raw(image.tag_v2):
-        raise UnsupportedImage(_RAW)
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and (why := _no_photograph(image.tag_v2)):
+        raise UnsupportedImage(why)
     if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.fp is None:
         return  # no file, or loaded by others: what is left does not say it
     place = image.fp.tell()

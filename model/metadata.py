@@ -27,10 +27,8 @@ _IN_XMP = re.compile(
 _AS_PILLOW_FINDS_IT = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
-def bounded(block: bytes | str | None) -> bytes | None:
-    """Metadata as bytes; a block that is empty or absurdly large is left out."""
-    if isinstance(block, str):
-        block = block.encode()
+def bounded(block: object) -> bytes | None:
+    """Metadata; a block that is empty, absurdly large, or of anything but bytes is left out."""
     return block if isinstance(block, bytes) and 0 < len(block) <= MAX_METADATA else None
 
 
@@ -57,7 +55,9 @@ def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
 
 
 def _unwrap(info: dict[str | tuple[int, int], Any]) -> None:
-    """EXIF and XMP that lie elsewhere in a PNG, or in more than their own bytes, to where Pillow looks for them."""
+    """EXIF and XMP that are text, lie elsewhere in a PNG or have too many first bytes, as Pillow expects them."""
+    if isinstance(text := info.get("xmp"), str):
+        info["xmp"] = text.encode()
     for name in ("exif", "APP1", "xmp"):
         block = _raw_profile(info.get(f"Raw profile type {name}"))
         if block is not None and (name == "xmp" or block.startswith(_XMP_PREFIX)):

@@ -48,6 +48,12 @@ def png_of_chunks(count: int) -> bytes:
     return png(2, 2, *[(b"abCd", b"")] * count, idat(bytes(6)))
 
 
+def png_of_raw_profile(size: int) -> bytes:
+    """A text that says that it is EXIF in hexadecimal, and is nothing but zeros."""
+    body = b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n1\n".ljust(size, b"0"), 9)
+    return png(2, 2, (b"zTXt", body), idat(bytes(6)))
+
+
 def jpeg_of_scans(side: int, count: int) -> bytes:
     """A progressive JPEG whose last scan, of a few bytes, comes again and again."""
     data = file_of(Image.new("L", (side, side), 128), "JPEG", progressive=True)
@@ -102,6 +108,15 @@ def avif_of_lies(side: int, claimed: int) -> bytes:
     data = file_of(Image.new("RGB", (side, side), "red"), "AVIF", speed=10, quality=10)
     place = data.index(b"ispe") + 8
     return data[:place] + struct.pack(">II", claimed, claimed) + data[place + 8 :]
+
+
+def avif_of_boxes(count: int) -> bytes:
+    """An honest AVIF, and in its directory any number of boxes that nobody knows."""
+    data = file_of(Image.new("RGB", (64, 64), "red"), "AVIF", speed=10)
+    meta = data.index(b"meta") - 4
+    (size,) = struct.unpack_from(">L", data, meta)
+    more = struct.pack(">L4s", 8, b"free") * count
+    return data[:meta] + struct.pack(">L", size + len(more)) + data[meta + 4 : meta + size] + more + data[meta + size :]
 
 
 def tiff(width: int, height: int, tags: dict[int, tuple[int, list[int] | bytes]], tail: bytes = b"") -> bytes:
