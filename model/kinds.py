@@ -129,8 +129,9 @@ def _tiff(data: bytes, error: Exception) -> ModelError:
         return _named("TIFF", error)
     (kind, *_), bits = tags.get(_SAMPLE_FORMAT, (1,)), tags.get(_BITS, (1,))
     colours, samples = _COLOURS.get(tags.get(_PHOTOMETRIC, 0), "some colours"), _SAMPLES.get(kind, "samples")
+    order = ", the lowest first" if tags.get(TiffImagePlugin.FILLORDER) == 2 else ""
     return UnsupportedImage(
-        f"a TIFF of {colours} in {samples} of {'+'.join(map(str, bits[:6]))} bits, which is not read here: "
+        f"a TIFF of {colours} in {samples} of {'+'.join(map(str, bits[:6]))} bits{order}, which is not read here: "
         "save it as PNG, or as RGB of 8 or 16 bits"
     )
 

@@ -1,9 +1,9 @@
 """Image files -> pixels, and what has to survive beside them: alpha, greyscale, ICC profile, EXIF, XMP.
 
 What goes in comes back with the same size, mode family (L, LA, RGB, RGBA) and metadata. Conversions, once and stated:
-EXIF orientation is applied to the pixels and taken out of the metadata; 16-bit samples are rounded to 8 (of colour,
-their high bytes are taken); palette and CMYK become RGB (CMYK through its profile, which is then dropped); of an
-animation the first frame is taken.
+EXIF orientation is applied to the pixels and taken out of the metadata; 16-bit samples are rounded to 8 (of colour and
+of alpha, their high bytes are taken); palette and CMYK become RGB (CMYK through its profile, which is then dropped); of
+an animation the first frame is taken.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ def test_files_of_other_kinds_are_named(file, what):
         ({258: (3, [16, 16]), 277: (3, [2]), 338: (3, [2])}, r"grey in whole numbers of 16\+16"),
         ({258: (3, [16] * 3), 262: (3, [8]), 277: (3, [3])}, "Lab in whole numbers"),
         ({258: (3, [8] * 3), 262: (3, [2]), 277: (3, [3]), 339: (3, [2] * 3)}, "numbers with a sign"),
+        ({258: (3, [16]), 266: (3, [2]), 262: (3, [0])}, "16 bits, the lowest first"),
         ({259: (3, [34887])}, "compression 34887"),
         ({259: (3, [34676])}, "compression 'tiff_sgilog'"),
     ],
