@@ -237,7 +237,10 @@ class UnsupportedMediaType(Problem):
 
 
 class UnsupportedImage(Problem):
-    """These bytes are no image of a format that can be coded."""
+    """These bytes are no image of a kind that can be coded.
+
+    The member `detail` says what they are, where that can be told, and what to do.
+    """
 
     status, code = 415, "unsupported-image"
 

@@ -83,7 +83,9 @@ def test_no_exif_has_an_orientation(orientation, file_format):
         file = bombs.file_of(Image.new("L", (16, 16)), file_format, exif=exif)
     else:
         file = bombs.file_of(Image.new("L", (16, 16)), "AVIF", exif=exif_of((0x0113, *orientation), NAMED))
-        file = file.replace(struct.pack("<H", 0x0113), struct.pack("<H", 0x0112))
+        other, wanted = (struct.pack("<HHL", tag, *orientation[:2]) for tag in (0x0113, 0x0112))
+        assert file.count(other) == 1
+        file = file.replace(other, wanted)
     picture = read_image(file)
     assert dict(parsed(picture.exif)) == {0x010F: "abc"}
 
