@@ -19,7 +19,6 @@ from tests.model.test_profiles import of_gamma
 
 EXPOSURE, PIXELS_ACROSS, INTEROPERABILITY = 0x829A, 0xA002, 0xA005
 EXIF, GPS = 0x8769, 0x8825
-INTEROP = 0xA005
 
 
 def from_a_camera() -> Image.Exif:
@@ -117,7 +116,7 @@ def types_of(exif: bytes) -> dict[int, object]:
         found: dict[int, object] = {}
         for at in range(place + 2, place + 2 + 12 * count, 12):
             tag, kind, _, value = struct.unpack_from(order + "HHLL", block, at)
-            if tag == INTEROP:  # Pillow before 13 makes an empty one as it writes, and not always
+            if tag == INTEROPERABILITY:  # Pillow before 13 makes an empty one as it writes, and not always
                 continue
             found[tag] = directory(value) if tag in (EXIF, GPS) else kind
         return found
