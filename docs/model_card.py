@@ -7,6 +7,7 @@ python docs/model_card.py runs/eval.json
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -26,8 +27,9 @@ def table(measured: dict) -> str:
         for p in points:
             estimate = f"{p['estimate_error']:+.2%}" if p["estimate_error"] is not None else ""
             similarity = f"{p['ms_ssim']:.4f}" if p["ms_ssim"] is not None else ""
+            setting = re.sub(r"^(q\d+)@.*", r"\1", p["setting"])  # whose version says nothing of the models
             lines.append(
-                f"| {name} | {p['setting']} | {p['bits_per_pixel']:.4f} | {p['psnr']:.3f} | {similarity} | {estimate} |"
+                f"| {name} | {setting} | {p['bits_per_pixel']:.4f} | {p['psnr']:.3f} | {similarity} | {estimate} |"
             )
     lines.append("")
     for test, against in measured["bd_rate"].items():

@@ -29,6 +29,16 @@ MAX_OUTPUT_SIDE = {"webp": 16383, "jpeg": 65500, "avif": 32768}
 """Longest side that Pillow writes and reads back; the other formats hold any."""
 
 
+def check_format(file_format: str) -> None:
+    """That a format can be written.
+
+    Raises:
+        OutputLimit: it is not known.
+    """
+    if file_format not in OUTPUT_FORMATS:
+        raise OutputLimit(f"no output format {file_format!r}; known are {', '.join(OUTPUT_FORMATS)}")
+
+
 def write_image(picture: Picture, file_format: str) -> bytes:
     """An image file: png, webp and tiff lossless, jpeg and avif at high quality.
 
@@ -37,8 +47,7 @@ def write_image(picture: Picture, file_format: str) -> bytes:
     Raises:
         OutputLimit: the format is not known or cannot hold so large a picture.
     """
-    if file_format not in OUTPUT_FORMATS:
-        raise OutputLimit(f"no output format {file_format!r}; known are {', '.join(OUTPUT_FORMATS)}")
+    check_format(file_format)
     side = max(picture.width, picture.height)
     if side > MAX_OUTPUT_SIDE.get(file_format, side):
         raise OutputLimit(f"{file_format} holds sides up to {MAX_OUTPUT_SIDE[file_format]}: ask for png or tiff")

@@ -11,6 +11,7 @@ import platformdirs
 
 from model.errors import CheckpointUnreadable, IncompatibleModel, UnknownModel
 from model.info import ModelInfo, read_info
+from model.pull import PUBLISHED
 
 EMBEDDED_DIR = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "tcm-xs-mse-0.013"
@@ -72,6 +73,11 @@ class Zoo:
                 except CheckpointUnreadable as error:
                     self.problems.append(str(error))
                     continue
+                twin = next((e for e in self._all if e.name == info.name and e.embedded == embedded), None)
+                if twin is not None and twin.info.fingerprint != info.fingerprint:
+                    self.problems.append(
+                        f"{path}: {info.name!r} means {twin.path.name}; this one is for its files only"
+                    )
                 self._all.append(ZooEntry(info.name, path, info, embedded, path.stat().st_size))
         self._by_name: dict[str, ZooEntry] = {}
         for entry in self._all:
@@ -89,7 +95,8 @@ class Zoo:
         """
         if name not in self._by_name:
             known = ", ".join(entry.name for entry in self.entries()) or "none"
-            raise UnknownModel(f"no model {name!r} here; installed are: {known}")
+            hint = f"; `tcm pull {name}` fetches it" if name in PUBLISHED else ""
+            raise UnknownModel(f"no model {name!r} here; installed are: {known}{hint}")
         return self._by_name[name]
 
     def default(self, name: str | None = None) -> ZooEntry:
@@ -132,4 +139,5 @@ class Zoo:
         raise IncompatibleModel(
             f"needs model {name or 'unnamed'!r} with weights {fingerprint}; "
             + (f"the {name!r} here has weights {here.info.fingerprint}" if here else "it is not installed here")
+            + f": `tcm {'pull ' + name if name in PUBLISHED and not here else 'import'}` the ones that wrote the file"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from model.commands.common import Device, ModelDir, one_line_errors, stderr, stdout
+from model.commands.common import Device, ModelDir, check_place, one_line_errors, stderr, stdout
 
 if TYPE_CHECKING:
     from model.benchmark.speed import Speed
@@ -43,6 +43,7 @@ def bench(
         from model.sizes import parse_size
         from model.zoo import Zoo
 
+        check_place(json_out)
         sizes = [parse_size(text) for text in size or ["768x512"]]
         zoo, where = Zoo(model_dir), pick_device(device)
         names = [*(model or ([] if untrained else [zoo.default().name])), *(f"untrained {u}" for u in untrained or [])]

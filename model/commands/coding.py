@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from model import errors
 from model.commands.common import Device, Json, MaxPixels, ModelDir, exit_code, one_line_errors, reason, stderr, stdout
 from model.container import DEFAULT_MAX_PIXELS
 
+Force = Annotated[bool, typer.Option(help="Replace files that are in OUT, where that is a folder.")]
 _Paths = Annotated[list[str], typer.Argument(metavar="IN… OUT", help="Files, then where to; - is standard in or out.")]
 
 
@@ -25,6 +27,8 @@ def _targets(paths: list[str], suffix: str) -> list[tuple[str, str]]:
     if len(paths) < 2:
         raise typer.BadParameter("say where to: IN OUT, or IN… FOLDER")
     *inputs, out = paths
+    if out.endswith(("/", os.sep)) and not Path(out).is_dir():
+        raise typer.BadParameter(f"{out} is not a folder: make it first")
     if len(inputs) == 1 and not Path(out).is_dir():
         return [(inputs[0], out)]
     if not Path(out).is_dir():
@@ -61,8 +65,21 @@ def _write(path: str, data: bytes) -> None:
         raise
 
 
-def _each(pairs: list[tuple[str, str]], verb: str, work: Callable[[bytes, str], bytes]) -> None:
+def _check(source: str, target: str, *, keep: bool) -> None:
+    """Refuse to lose what lies at the target; a name that was given by hand may be written over."""
+    if not Path(target).is_file():
+        return
+    if source != "-" and Path(source).exists() and Path(source).samefile(target):
+        raise FileExistsError("would be written over by what is made of it: say another name")
+    if keep:
+        raise FileExistsError(f"{target} is there already; --force replaces it")
+
+
+def _each(
+    pairs: list[tuple[str, str]], verb: str, work: Callable[[bytes, str], bytes], *, force: bool, out: str
+) -> None:
     """Do every file, with a progress bar for several; failures are told one by one and do not stop the others."""
+    keep = not force and Path(out).is_dir()
     codes = set()
     columns = (
         TextColumn(verb),
@@ -76,6 +93,7 @@ def _each(pairs: list[tuple[str, str]], verb: str, work: Callable[[bytes, str], 
         for source, target in pairs:
             progress.update(task, name=source)
             try:
+                _check(source, target, keep=keep)
                 _write(target, work(_read(source), target))
             except (errors.ModelError, OSError, ValueError) as error:
                 stderr.print(f"tcm: {source}: {reason(error)}")
@@ -93,6 +111,7 @@ def encode(
         typer.Option(min=1, max=6, help="1 (small) to 6 (fine): the model whose λ is nearest.", show_default=False),
     ] = None,
     metadata: Annotated[str, typer.Option(help="keep or strip ICC profile, EXIF and XMP.")] = "keep",
+    force: Force = False,
     device: Device = "auto",
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     model_dir: ModelDir = None,
@@ -120,7 +139,7 @@ def encode(
         def work(data: bytes, _: str) -> bytes:
             return codec.encode_picture(read_image(data, max_pixels, keep_metadata=metadata == "keep"))
 
-        _each(pairs, "encode", work)
+        _each(pairs, "encode", work, force=force, out=paths[-1])
 
 
 def decode(
@@ -129,16 +148,19 @@ def decode(
         str | None,
         typer.Option("--format", help="png, webp, jpeg, avif or tiff; else by OUT's name.", show_default=False),
     ] = None,
+    force: Force = False,
     device: Device = "auto",
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     model_dir: ModelDir = None,
 ) -> None:
     """Bring images back from .tcm files."""
+    if file_format is not None:
+        file_format = _format_of(f"-.{file_format}")
     pairs = _targets(paths, f".{file_format or 'png'}")
     with one_line_errors():
         from model.codec import Codec
         from model.container import read_container
-        from model.output import write_image
+        from model.output import check_format, write_image
         from model.pixels import no_limit_of_pillow
         from model.zoo import Zoo
 
@@ -147,14 +169,16 @@ def decode(
         codecs: dict[str, Codec] = {}
 
         def work(data: bytes, target: str) -> bytes:
+            wanted = file_format or _format_of(target)
+            check_format(wanted)
             container = read_container(data, max_pixels)
             entry = zoo.by_fingerprint(container.fingerprint, container.model)
             if entry.info.fingerprint not in codecs:
                 codecs[entry.info.fingerprint] = Codec.load(entry, device)
             picture = codecs[entry.info.fingerprint].decode_container(container)
-            return write_image(picture, file_format or _format_of(target))
+            return write_image(picture, wanted)
 
-        _each(pairs, "decode", work)
+        _each(pairs, "decode", work, force=force, out=paths[-1])
 
 
 def _format_of(target: str) -> str:
@@ -193,16 +217,19 @@ def info(
                 "metadata": [name for name in ("icc", "exif", "xmp") if getattr(c, name) is not None],
             }
         )
-    if as_json:
+    with one_line_errors():
         for row in rows:
-            print(json.dumps(row))  # noqa: T201 - this is the output
-    else:
-        for row in rows:
-            table = Table(show_header=False, box=None)
-            for key, value in row.items():
-                table.add_row(
-                    key.replace("_", " "), ", ".join(value) or "none" if isinstance(value, list) else str(value)
-                )
-            stdout.print(table)
+            _print(row, as_json=as_json)
+        sys.stdout.flush()
     if codes:
         raise typer.Exit(codes.pop() if len(codes) == 1 else 1)
+
+
+def _print(row: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(row))  # noqa: T201 - this is the output
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in row.items():
+        table.add_row(key.replace("_", " "), ", ".join(value) or "none" if isinstance(value, list) else str(value))
+    stdout.print(table)

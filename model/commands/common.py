@@ -42,8 +42,24 @@ Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Refuse larger images.")]
 ModelDir = Annotated[
-    Path | None, typer.Option(envvar="TCM_MODEL_DIR", help="Where imported models lie.", show_default=False)
+    Path | None,
+    typer.Option(
+        envvar="TCM_MODEL_DIR",
+        callback=lambda folder: folder and folder.expanduser(),
+        help="Where imported models lie.",
+        show_default=False,
+    ),
 ]
+
+
+def check_place(path: Path | None) -> None:
+    """That a file can come to lie there: said before the work, not after it.
+
+    Raises:
+        FileNotFoundError: its folder is not there.
+    """
+    if path is not None and not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no such folder")
 
 
 def exit_code(error: Exception) -> int:

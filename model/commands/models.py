@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +15,19 @@ from model.errors import CheckpointUnreadable
 
 if TYPE_CHECKING:
     from model.info import ModelInfo
+    from model.zoo import Zoo
 
 
 def models(as_json: Json = False, model_dir: ModelDir = None) -> None:
     """List the models that are installed here."""
     from model.zoo import Zoo
 
-    zoo = Zoo(model_dir)
+    with one_line_errors():
+        _list(Zoo(model_dir), as_json=as_json)
+        sys.stdout.flush()
+
+
+def _list(zoo: Zoo, *, as_json: bool) -> None:
     for problem in zoo.problems:
         stderr.print(f"tcm: skipped {problem}")
     default = zoo.default().name if zoo.entries() else None
@@ -71,21 +78,25 @@ def import_(
     with one_line_errors():
         import torch
 
-        from model.checkpoint import save
+        from model.checkpoint import load, save
         from model.info import standard_name
         from model.state_dict import fill, read_state_dict
 
         said, own = standard_name(name), _own_info(checkpoint)
         if own is not None:  # one of ours: what it says of itself holds
-            for wanted in (said, (lmbda or own.lmbda, metric or own.metric)):
+            asked_for = (own.lmbda if lmbda is None else lmbda, metric or own.metric)
+            for wanted in (said, asked_for):
                 if wanted is not None and wanted != (own.lmbda, own.metric):
                     told, asked = f"λ={own.lmbda:g} for {own.metric}", f"λ={wanted[0]:g} for {wanted[1]}"
                     raise ValueError(f"{checkpoint} is a model of {told}, not of {asked}")
             lmbda, metric = own.lmbda, own.metric
-        lmbda, metric = lmbda or (said[0] if said else None), metric or (said[1] if said else None)
+        if said:
+            lmbda, metric = said[0] if lmbda is None else lmbda, metric or said[1]
         if lmbda is None or metric is None:
             raise typer.BadParameter(f"{name} does not say λ and metric; give --lmbda and --metric")
         target = _target(name, model_dir, force=force)
+        if own is not None:
+            load(checkpoint)  # are its tensors those of its fingerprint? They would be given another
         weights = read_state_dict(checkpoint)
         half = half or (own is not None and any(value.dtype == torch.float16 for value in weights.values()))
         rounding = own.rounding if own else None

@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from model.commands.common import Device, ModelDir, one_line_errors, stderr, stdout
+from model.commands.common import Device, ModelDir, check_place, one_line_errors, stderr, stdout
 
 if TYPE_CHECKING:
     from model.evaluation.curves import Curves
@@ -52,11 +53,15 @@ def evaluate(
         from model.evaluation.coders import peers as known_peers
         from model.evaluation.curves import PUBLISHED, curves
         from model.evaluation.measure import images_in, load_records, measure
+        from model.evaluation.plot import check_picture
         from model.evaluation.plot import plot as draw
         from model.zoo import Zoo
 
         if published is not None and published not in PUBLISHED:
             raise ValueError(f"published curves are those of {', '.join(PUBLISHED)}")
+        for out in (plot, json_out, csv_out):
+            check_place(out)
+        check_picture(plot)
         zoo = Zoo(model_dir)
         images = images_in(folder)
         names = model or [entry.name for entry in zoo.entries()]
@@ -88,12 +93,21 @@ def evaluate(
                 "bd_rate": _bd_rates(found),
                 "images": [dataclasses.asdict(r) for r in records],
             }
-            json_out.write_text(json.dumps(everything, indent=1))
+            json_out.write_text(json.dumps(_finite(everything), indent=1, allow_nan=False))
         if csv_out:
             with csv_out.open("w", newline="") as file:
                 writer = csv.DictWriter(file, [*dataclasses.asdict(records[0]), "bits_per_pixel"])
                 writer.writeheader()
                 writer.writerows({**dataclasses.asdict(r), "bits_per_pixel": r.bits_per_pixel} for r in records)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no number for the PSNR of a picture that came back as it was."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_curves(found: Curves) -> None:
@@ -114,6 +128,8 @@ def _print_curves(found: Curves) -> None:
     for test, against in _bd_rates(found).items():
         for anchor, rate in against.items():
             stdout.print(f"BD-rate (PSNR) of {test} against {anchor}: {rate:+.1f} %")
+    if any(p.psnr == math.inf for points in found.values() for p in points):
+        stdout.print("A picture came back exactly as it was: its PSNR is no number, and such curves have no BD-rate.")
     if apart:
         stdout.print(
             f"The likelihoods' bits and the real ones differ by more than 1 %: {', '.join(apart)}", style="red"

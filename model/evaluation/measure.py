@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.errors import ModelError
+from model.errors import DeviceLost, ModelError, OutOfMemory
 from model.evaluation.coders import Coder, TCMCoder
 from model.evaluation.metrics import ms_ssim, psnr
 from model.pixels import Pixels, read_image
@@ -94,30 +94,42 @@ def measure(
 ) -> list[Record]:
     """Measure every image with every coder, appending to `results` what is not there already.
 
+    An image that cannot be read, or that one of the coders cannot code, is left out for all of them: the curves are
+    means over the same images.
+
     Args:
         advance: told the image's name after each measurement.
         skipped: told why an image is left out.
+
+    Raises:
+        ValueError: all of them were.
     """
     known = load_records(results)
     records = []
     results.parent.mkdir(parents=True, exist_ok=True)
     with results.open("a") as log:
         for path in images:
-            data = path.read_bytes()
-            digest = hashlib.sha256(data).hexdigest()[:16]
+            of_image: list[Record] = []
             try:
-                pixels = read_image(data).rgb
-            except ModelError as error:
-                skipped(f"{path.name}: {error}")
+                data = path.read_bytes()
+                digest, pixels = hashlib.sha256(data).hexdigest()[:16], read_image(data).rgb
+                for coder in coders:
+                    record = known.get((coder.name, coder.setting, digest))
+                    if record is None:
+                        record = _measure_one(coder, path.name, digest, pixels)
+                        log.write(json.dumps(dataclasses.asdict(record)) + "\n")
+                        log.flush()
+                    of_image.append(record)
+                    advance(path.name)
+            except (OutOfMemory, DeviceLost):
+                raise
+            except (ModelError, OSError, ValueError) as error:
+                by = f"{coders[len(of_image)].setting}: " if of_image else ""
+                skipped(f"{path.name}: {by}{error}")
                 continue
-            for coder in coders:
-                record = known.get((coder.name, coder.setting, digest))
-                if record is None:
-                    record = _measure_one(coder, path.name, digest, pixels)
-                    log.write(json.dumps(dataclasses.asdict(record)) + "\n")
-                    log.flush()
-                records.append(record)
-                advance(path.name)
+            records += of_image
+    if not records:
+        raise ValueError("not one of the images could be measured")
     return records
 
 

@@ -10,6 +10,19 @@ from model.evaluation.metrics import ms_ssim_db
 _COLOURS = {"JPEG": "#999999", "WebP": "#4c9f70", "AVIF": "#d98c3f", "JPEG XL": "#8f6bb3"}
 
 
+def check_picture(out: Path | None) -> None:
+    """That such a picture can be drawn: said before the work, not after it.
+
+    Raises:
+        ValueError: its name ends in no format of pictures.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if out is not None and out.suffix.lower().lstrip(".") not in known:
+        raise ValueError(f"{out}: a picture is one of {', '.join(sorted(known))}")
+
+
 def plot(curves: Curves, out: Path, title: str, published: str | None = None) -> None:
     """Draw PSNR and MS-SSIM against bits per pixel.
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 import model
 from model import errors
+from model.checkpoint import save
 from model.commands.common import exit_code
 from model.container import Container, write_container
 from model.info import read_info
@@ -105,6 +106,78 @@ def test_many_files_and_one_bad_among_them(tcm, tmp_path):
     assert Image.open(tmp_path / "out" / "sea.jpeg").size == (320, 213)
 
 
+def test_no_original_is_lost(tcm, tmp_path):
+    """Found by trying: the photograph was replaced by what was made of it, and nothing was said."""
+    original = (DATA / "photo.png").read_bytes()
+    (tmp_path / "photo.png").write_bytes(original)
+    (tmp_path / "link.png").symlink_to("photo.png")
+    for out in ("photo.png", "link.png", "./photo.png"):
+        result = tcm("encode", "photo.png", out)
+        assert result.returncode == 6
+        assert "written over" in one_line(result)
+    assert tcm("encode", "photo.png", ".").returncode == 0
+    result = tcm("decode", "photo.tcm", ".")
+    assert result.returncode == 6
+    assert "photo.png is there already" in one_line(result)
+    assert (tmp_path / "photo.png").read_bytes() == original
+    assert tcm("decode", "photo.tcm", ".", "--force").returncode == 0
+    assert (tmp_path / "photo.png").read_bytes() != original
+    assert tcm("encode", DATA / "photo.png", "photo.tcm").returncode == 0  # a name that was given by hand
+
+
+def test_a_folder_that_is_not_there_is_no_file(tcm, tmp_path):
+    result = tcm("encode", DATA / "photo.png", "compressed/")
+    assert result.returncode == 2
+    assert b"make it first" in result.stderr
+    assert not (tmp_path / "compressed").exists()
+
+
+@pytest.mark.parametrize("name", ["jpg", "JPEG", "TIF", "png"])
+def test_formats_by_the_names_that_people_use(tcm, tmp_path, name):
+    assert tcm("encode", DATA / "sea.jpg", "p.tcm").returncode == 0
+    assert tcm("decode", "--format", name, "p.tcm", "back").returncode == 0
+    assert Image.open(tmp_path / "back").format == {"jpg": "JPEG", "TIF": "TIFF"}.get(name, name.upper())
+
+
+def test_a_disk_that_takes_no_more_is_one_line(tcm):
+    for arguments in (("models",), ("models", "--json"), ("info", GOLDEN / "tcm-xs-mse-0.05.rgb.tcm")):
+        with Path("/dev/full").open("wb") as full:
+            result = subprocess.run([TCM, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=60)
+        assert result.returncode != 0
+        assert b"Traceback" not in result.stderr
+
+
+def test_a_damaged_model_of_ours_is_not_given_another_fingerprint(tcm, tmp_path):
+    """Found by trying: it became the default model."""
+    weights = Path(model.__file__).parent / "weights" / "tcm-xs-mse-0.013.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    (tmp_path / "d.safetensors").write_bytes(damaged)
+    result = tcm("import", "d.safetensors", "--name", "tcm-xs-mse-0.013")
+    assert result.returncode == 5
+    assert "fingerprint" in one_line(result)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_model_that_is_not_here_is_told_how_to_get(tcm, tmp_path):
+    (tmp_path / "x.tcm").write_bytes(write_container(Container("tcm-s-mse-0.013", "00" * 6, 64, 64, b"payload")))
+    assert "`tcm pull tcm-s-mse-0.013`" in one_line(tcm("decode", "x.tcm", "x.png"))
+    result = tcm("encode", "--model", "tcm-s-mse-0.05", DATA / "sea.jpg", "y.tcm")
+    assert "`tcm pull tcm-s-mse-0.05`" in one_line(result)
+
+
+def test_two_files_of_one_name_are_reported(tcm, tmp_path):
+    (tmp_path / "models").mkdir()
+    for seed in (0, 1):
+        net = make_tiny()
+        with torch.no_grad():
+            next(net.parameters()).add_(seed)
+        save(net, tmp_path / "models" / f"{seed}.safetensors", name="tcm-tiny", lmbda=0.01, metric="mse")
+    told = one_line(tcm("models"))
+    assert "1.safetensors" in told
+    assert "0.safetensors" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -113,6 +186,8 @@ def test_many_files_and_one_bad_among_them(tcm, tmp_path):
         (("encode", "--max-pixels", "10", DATA / "photo.png", "x.tcm"), 3, "too-many-pixels"),
         (("encode", "--model", "nothing", DATA / "photo.png", "x.tcm"), 5, "unknown-model"),
         (("encode", "--device", "quantum", DATA / "photo.png", "x.tcm"), 2, "no device"),
+        (("encode", "--device", "mps", DATA / "photo.png", "x.tcm"), 2, "no device"),
+        (("bench", "--json", "nowhere/x.json"), 6, "no such folder"),
         (("decode", "text", "x.png"), 4, "unsupported-bitstream"),
         (("decode", "damaged.tcm", "x.png"), 4, "corrupt-bitstream"),
         (("import", "text", "--name", "tcm-s-mse-0.013"), 5, "checkpoint-unreadable"),

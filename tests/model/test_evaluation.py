@@ -68,6 +68,28 @@ def points(rates, qualities):
     return [Point("", r, q, None, 0, 0, 1, None) for r, q in zip(rates, qualities, strict=True)]
 
 
+class Picky(PillowCoder):
+    """One that codes nothing wider than 350 pixels."""
+
+    def encode(self, pixels):
+        if pixels.shape[1] > 350:
+            raise ValueError("too wide")
+        return super().encode(pixels)
+
+
+def test_curves_are_of_the_same_images(folder, tmp_path):
+    """What one coder cannot code is left out for all; a folder that is called like a picture stops nothing."""
+    (folder / "gone.png").symlink_to("nowhere.png")
+    (folder / "folder.png").mkdir()
+    skipped: list[str] = []
+    coders = [PillowCoder("JPEG", "JPEG", 50), Picky("WebP", "WEBP", 50)]
+    records = measure(coders, images_in(folder), tmp_path / "r.jsonl", skipped=skipped.append)
+    assert {(r.coder, r.image) for r in records} == {("JPEG", "sea.jpg"), ("WebP", "sea.jpg")}
+    assert any("photo.png" in why and "q50" in why and "too wide" in why for why in skipped)
+    with pytest.raises(ValueError, match="not one of the images"):
+        measure(coders, [folder / "broken.png"], tmp_path / "r.jsonl")
+
+
 def test_bd_rate_of_a_codec_that_needs_half_the_bits():
     anchor = points([0.2, 0.4, 0.8, 1.6], [28, 31, 34, 37])
     assert bd_rate(anchor, points([0.1, 0.2, 0.4, 0.8], [28, 31, 34, 37])) == pytest.approx(-50, abs=0.5)
@@ -110,3 +132,31 @@ def test_the_command(folder, tmp_path):
     assert told["bd_rate"]["tcm-xs-mse"].keys() >= {"JPEG", "WebP"}
     assert len((tmp_path / "all.csv").read_text().splitlines()) == 1 + len(told["images"])
     assert curves([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "says"),
+    [("--plot=x.xyz", 2, "a picture is one of"), ("--json=nowhere/x", 6, "nowhere"), ("--csv=nowhere/x", 6, "nowhere")],
+)
+def test_what_cannot_be_written_is_said_before_the_work(folder, option, code, says):
+    tcm = Path(sys.executable).with_name("tcm")
+    result = subprocess.run([tcm, "eval", folder, option], capture_output=True, text=True, timeout=60)
+    assert result.returncode == code
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_picture_that_comes_back_exactly_makes_no_broken_json(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (200, 200), "white").save(tmp_path / "images" / "white.png")
+    tcm = Path(sys.executable).with_name("tcm")
+    command = [tcm, "eval", "images", "--model", "tcm-xs-mse-0.013", "--json", "all.json", "--results", "r.jsonl"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert result.returncode == 0, result.stderr
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    told = json.loads((tmp_path / "all.json").read_text(), parse_constant=refuse)
+    assert None in [record["psnr"] for record in told["images"]]
+    assert "exactly as it was" in result.stdout
