@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from model.config import TCMConfig
 from model.errors import CheckpointMismatch, CheckpointUnreadable
 from model.info import ModelInfo, read_info
 from model.network import TCM
@@ -35,6 +36,7 @@ def make_net(options: Options, photographs: list[Path]) -> TCM:
     """A network at its start: random, the block transform, or another model's weights."""
     if options.init_from is not None:
         net = fill(read_state_dict(options.init_from))
+        _check_widths(net.config, options)
         info = _info_of(options.init_from)
         if info is not None and info.metric == options.metric == "mse":  # their λ are of one kind
             rescale_for(net, info.lmbda, options.lmbda)
@@ -44,8 +46,6 @@ def make_net(options: Options, photographs: list[Path]) -> TCM:
             net = _widened(net, options, photographs)
         if options.spread:
             net = _spread(net, options, photographs)
-        if net.config != options.config:
-            raise CheckpointMismatch(f"{options.init_from}: has other widths than asked for: {net.config.to_json()}")
         if options.attention:
             open_gates(net)
     else:
@@ -59,6 +59,18 @@ def make_net(options: Options, photographs: list[Path]) -> TCM:
         view = shortest(net.eval(), attention=options.attention)
         fit_synthesis(view, _sample(options, photographs))
     return net.train()
+
+
+def _check_widths(old: TCMConfig, options: Options) -> None:
+    """Told before the costly part of the start: widening changes M and slices, spreading the support, nothing else."""
+    changed = {"M", "slices"} | ({"max_support"} if options.spread else set())
+    wanted = options.config
+    reached = dataclasses.replace(old, **{name: getattr(wanted, name) for name in changed})
+    names = [field.name for field in dataclasses.fields(wanted)]
+    different = [name for name in names if getattr(reached, name) != getattr(wanted, name)]
+    if different:
+        listed = ", ".join(f"{name} {getattr(reached, name)}, not {getattr(wanted, name)}" for name in different)
+        raise CheckpointMismatch(f"{options.init_from}: has other widths than asked for: {listed}")
 
 
 def _widened(old: TCM, options: Options, photographs: list[Path]) -> TCM:

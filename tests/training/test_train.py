@@ -118,9 +118,14 @@ def test_a_narrower_model_is_a_start_too(photographs, tmp_path):
         quiet=True,
     )
     assert checkpoint.load(path).net.config == wide
-    foreign = dataclasses.replace(SMALL, hyper_channels=16)
-    with pytest.raises(CheckpointMismatch, match="other widths"):
-        train(options(photographs, tmp_path / "c", start="random", init_from=narrow, config=foreign), quiet=True)
+
+
+def test_widths_that_no_start_changes_are_named_before_it_is_made(photographs, tmp_path, monkeypatch):
+    narrow = train(options(photographs, tmp_path / "a", steps=0), quiet=True)
+    monkeypatch.delattr("model.training.setup.block_transform")
+    foreign = dataclasses.replace(SMALL, M=64, slices=4, hyper_channels=16)
+    with pytest.raises(CheckpointMismatch, match=r"other widths than asked for: hyper_channels 8, not 16$"):
+        train(options(photographs, tmp_path / "b", start="random", init_from=narrow, config=foreign), quiet=True)
 
 
 @pytest.mark.parametrize(
