@@ -80,7 +80,10 @@ class Reporter:
                     self._board.add_scalar(f"{kind}/{name}", value, step)
         if kind != "train":
             shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
-            self.console.print(f"{kind} at step {step}: {shown}")
+            try:
+                self.console.print(f"{kind} at step {step}: {shown}", soft_wrap=not self.console.is_terminal)
+            except OSError:  # the terminal is gone; the run is not
+                self.console.quiet = True
 
 
 class Recent:

@@ -1,6 +1,7 @@
 """The trainer's parts, one by one."""
 
 import dataclasses
+import io
 import logging
 
 import pytest
@@ -270,6 +271,24 @@ def test_what_a_run_is_called_is_printed_as_it_is(tmp_path, capsys):
     with Reporter(tmp_path / "run [/old]") as report:
         report.record("finished", 1, {"file": "run [/old]/x [b].safetensors"})
     assert "run [/old]/x [b].safetensors" in capsys.readouterr().err
+
+
+def test_lines_for_a_file_are_not_wrapped(tmp_path, capsys):
+    with Reporter(tmp_path) as report:
+        report.record("finished", 1, {"file": "x" * 200})
+    assert f"finished at step 1: file {'x' * 200}" in capsys.readouterr().err
+
+
+def test_a_run_outlives_its_terminal(tmp_path, monkeypatch):
+    def gone(_):
+        raise OSError(5, "Input/output error")
+
+    with Reporter(tmp_path) as report:
+        report.console.file = io.StringIO()
+        monkeypatch.setattr(report.console.file, "write", gone, raising=False)
+        report.record("validation", 1, {"bpp": 1.0})
+        report.record("finished", 1, {"file": "model"})
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
 
 
 def test_schedules():
