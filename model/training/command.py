@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from model.commands.common import one_line_errors
+from model.commands.common import one_line_errors, stderr
 from model.config import SIZES, TCMConfig
 from model.info import Metric
 from model.training.options import NOMINAL_ROUNDING, Options, Part, Precision, Start
@@ -95,6 +96,7 @@ def train(
     with one_line_errors():
         import torch
 
+        from model.training.interrupt import Interrupted
         from model.training.train import train as run
 
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -141,8 +143,12 @@ def train(
             workers=workers,
             precision=precision,
         )
-        path = run(options)
-        typer.echo(path)
+        try:
+            typer.echo(run(options))
+        except Interrupted as end:  # a script must not go on with half a run
+            with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+                stderr.print(f"tcm: {end}")
+            raise typer.Exit(end.exit_code) from None
 
 
 def _widths(words: list[str]) -> dict[str, int | tuple[int, ...]]:

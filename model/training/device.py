@@ -133,13 +133,13 @@ class Place:
             distributed.barrier()
             distributed.destroy_process_group()
 
-    def agree(self, flag: bool) -> bool:
-        """True everywhere as soon as it is true somewhere: all processes stop at the same step."""
+    def largest(self, values: list[float]) -> list[float]:
+        """The same numbers in all processes: of each the largest that one of them has."""
         if self.processes == 1:
-            return flag
-        votes = torch.tensor(float(flag), device=self.device)
-        distributed.all_reduce(votes)
-        return bool(votes > 0)
+            return values
+        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
+        return shared.tolist()
 
 
 def find_place(precision: str) -> Place:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from model.checkpoint import save as save_model
 from model.training.data import Crops, Indexes, find_images, split_validation
 from model.training.device import find_place
-from model.training.interrupt import Interrupt
+from model.training.interrupt import Interrupt, Interrupted
 from model.training.loss import Loss, rate_distortion
 from model.training.options import Options
 from model.training.prior import prior_loss
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 def train(options: Options, *, quiet: bool = False) -> Path:
     """Train a model and write it as `<save>/<name>.safetensors`.
 
-    Ctrl-C or SIGTERM ends the run early and in order: checkpoint written, model written.
+    Ctrl-C, SIGTERM or SIGHUP ends the run early and in order: checkpoint written, model written.
 
     Args:
         options: everything that decides the run.
@@ -46,6 +46,7 @@ def train(options: Options, *, quiet: bool = False) -> Path:
         The finished model's file.
 
     Raises:
+        Interrupted: a signal has ended it.
         ValueError: the folder holds a run that is not to be resumed.
         FileNotFoundError: there are no images.
         CheckpointUnreadable, CheckpointMismatch: as `prepare_run` does.
@@ -59,9 +60,11 @@ def train(options: Options, *, quiet: bool = False) -> Path:
     images = load_validation(kept, options.config.alignment, options.metric) if place.first else []
     with Reporter(options.save, quiet=quiet or not place.first) as report, Interrupt() as interrupt:
         report.record("start", run.step, {"model": options.model_name, "photographs": len(training)})
-        _loop(run, _batches(crops, run), images, report, interrupt)
+        number = _loop(run, _batches(crops, run), images, report, interrupt)
         path = _finish(run, images, report)
     place.leave()
+    if number:
+        raise Interrupted(run.step, number)
     return path
 
 
@@ -81,11 +84,15 @@ def _batches(crops: Crops, run: Run) -> Iterator[Tensor]:
     )
 
 
-def _loop(run: Run, batches: Iterator[Tensor], images: list[Tensor], report: Reporter, stop: Interrupt) -> None:
+def _loop(run: Run, batches: Iterator[Tensor], images: list[Tensor], report: Reporter, stop: Interrupt) -> int:
+    """Steps until the schedule or a signal ends them; the number of that signal, or 0."""
     o, place = run.options, run.place
     begun, before = time.monotonic(), run.seconds
     saved, recent = begun, Recent()
-    while not place.agree(stop.asked or run.schedule.done(run.step, run.seconds) >= 1):
+    while True:
+        run.seconds, number = place.largest([run.seconds, stop.number])  # all stop at one step, and cool by one clock
+        if number or run.schedule.done(run.step, run.seconds) >= 1:
+            break
         loss, norm = _take_step(run, place.put(next(batches)))
         run.seconds = before + time.monotonic() - begun
         recent.add(loss, norm)
@@ -102,6 +109,7 @@ def _loop(run: Run, batches: Iterator[Tensor], images: list[Tensor], report: Rep
                 saved = time.monotonic()
     if place.first:
         save_run(run)
+    return int(number)
 
 
 def _take_step(run: Run, x: Tensor) -> tuple[Loss, float]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from model.info import read_info
 from model.training import train as module
 from model.training.checkpoints import load_state
 from model.training.command import train as command
+from model.training.device import Place
+from model.training.interrupt import Interrupt
 from model.training.options import Options
 from model.training.train import train
 from tests.training.conftest import SMALL
@@ -187,6 +190,8 @@ SMALL_AS_OPTIONS = [
     "--width=window=4", "--width=hyper_window=2",
 ]  # fmt: skip
 
+QUICK = ["--size=xs", *SMALL_AS_OPTIONS, "--crop=64", "--batch=1", "--validation=1", "--precision=fp32", "--workers=0"]
+
 
 def test_two_processes_train_one_model(photographs, tmp_path):
     """As on two GPUs, here on the CPU through gloo: torchrun, one model, and the same weights as one process's."""
@@ -229,6 +234,45 @@ def test_errors_are_one_line_with_the_codes_of_every_command(photographs, tmp_pa
     assert done.exit_code == code, done.output
     assert len(done.output.strip().splitlines()) == 1
     assert says in done.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_run_in_order_and_its_exit_code_says_so(photographs, tmp_path, monkeypatch, number):
+    """Found by reading: it was 0, and a script went on with a model that was trained by half."""
+    step = module._take_step
+
+    def interrupted(run: Any, x: torch.Tensor) -> Any:
+        if run.step == 2:
+            os.kill(os.getpid(), number)
+        return step(run, x)
+
+    monkeypatch.setattr(module, "_take_step", interrupted)
+    done = CliRunner().invoke(program(), [*QUICK, "--steps=9", f"--save={tmp_path}", str(photographs)])
+    assert done.exit_code == 128 + number
+    assert "tcm: interrupted at step 3; --resume goes on" in done.output
+    assert load_state(tmp_path / "checkpoint").step == 3
+    checkpoint.load(tmp_path / "tcm-xs-mse-0.013.safetensors")
+    monkeypatch.setattr(module, "_take_step", step)
+    resumed = CliRunner().invoke(program(), [*QUICK, "--steps=4", "--resume", f"--save={tmp_path}", str(photographs)])
+    assert resumed.exit_code == 0
+
+
+def test_all_processes_go_by_the_slowest_clock(photographs, tmp_path, monkeypatch):
+    """Found by reading: each cooled its rate by its own clock, so that their weights drifted apart."""
+    monkeypatch.setattr(Place, "largest", lambda _, values: [max(values[0], 60.0), values[1]])
+    train(options(photographs, tmp_path, steps=None, minutes=1.0), quiet=True)
+    state = load_state(tmp_path / "checkpoint")
+    assert (state.step, state.seconds) == (0, 60.0)
+
+
+def test_what_nohup_ignores_ends_no_run():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupt.number == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def program() -> typer.Typer:
