@@ -16,9 +16,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from model.errors import ModelError
+from model.pixels import read_image
+
 log = logging.getLogger(__name__)
 
 _SUFFIXES = {".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
+_MAX_PIXELS = 1 << 28  # of a photograph: the folder is the user's own
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -40,14 +44,13 @@ def split_validation(paths: list[Path], count: int) -> tuple[list[Path], list[Pa
     return [p for p in paths if p not in kept], sorted(kept)
 
 
-UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+UNREADABLE = (OSError, ValueError, ModelError)
 """What a file raises that is no photograph, or too small a one."""
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8; anything Pillow cannot read in full raises OSError, SyntaxError or ValueError."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    """(H, W, 3) uint8, as the codec reads it; what is no such picture raises OSError or ModelError."""
+    return read_image(path.read_bytes(), _MAX_PIXELS, keep_metadata=False).rgb
 
 
 class Crops(Dataset[Tensor]):

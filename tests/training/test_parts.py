@@ -4,6 +4,7 @@ import dataclasses
 import io
 import logging
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -51,6 +52,15 @@ def test_a_damaged_file_is_named_and_skipped(photographs, caplog):
             assert crops[i].shape == (3, 64, 64)
     assert sum("05-damaged.png skipped" in line for line in caplog.messages) == 1
     assert sum("06-small.png skipped: 40x40" in line for line in caplog.messages) == 1
+
+
+def test_grey_of_sixteen_bits_is_no_white(tmp_path, caplog):
+    """Found by reading: it was trained on as pure white, and floating-point numbers as black."""
+    Image.fromarray(np.full((80, 80), 0x4000, np.uint16)).save(tmp_path / "grey.png")
+    Image.fromarray(np.full((80, 80), 0.5, np.float32)).save(tmp_path / "floats.tif")
+    crops = Crops(find_images(tmp_path), 64, seed=0)
+    assert [float(crops[i].mean()) for i in range(4)] == pytest.approx([0.25] * 4, abs=0.01)
+    assert sum("floats.tif skipped: floating-point" in line for line in caplog.messages) == 1
 
 
 def test_a_sample_follows_from_seed_and_number_alone(photographs):
