@@ -42,7 +42,8 @@ def save(
         rounding: the weight that its symbols are to be chosen with; it was trained with it.
 
     Raises:
-        ValueError: a name, λ, metric or rounding weight that no model can have.
+        ValueError: a name, λ, metric or rounding weight that no model can have, or weights that are not finite
+            as stored.
     """
     stored = {
         key: value.detach().cpu().to(torch.float16 if half and value.ndim >= 2 else torch.float32).contiguous()
@@ -51,6 +52,10 @@ def save(
     }
     for key, value in net.entropy_bottleneck.named_parameters():  # small, and what the tables of z come from
         stored[f"entropy_bottleneck.{key}"] = value.detach().cpu().float().contiguous()
+    for key, value in stored.items():
+        if not value.isfinite().all():
+            finite = bool(net.get_parameter(key).isfinite().all())
+            raise ValueError(f"{key} does not fit float16: leave out --half" if finite else f"{key} is not finite")
     tables = bottleneck_tables(net.entropy_bottleneck.cpu())
     for part in ("cdf", "start", "low"):
         stored[TABLES + part] = torch.from_numpy(getattr(tables, part).copy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import time
 from pathlib import Path
 from types import TracebackType
@@ -72,7 +73,8 @@ class Reporter:
 
     def record(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         """Keep figures: one line of the log, one point of each TensorBoard curve; validations are printed too."""
-        self._log.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+        kept = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in figures.items()}
+        self._log.write(json.dumps({"kind": kind, "step": step, **kept}, allow_nan=False) + "\n")  # JSON has no NaN
         self._log.flush()
         if self._board is not None:
             for name, value in figures.items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import logging
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from model.attention import WindowAttention, naive_attention
+from model.checkpoint import save
 from model.network import TCM
 from model.training.coarse import shorten, shortest
 from model.training.data import Crops, Indexes, find_images, split_validation
@@ -299,6 +301,25 @@ def test_a_run_outlives_its_terminal(tmp_path, monkeypatch):
         report.record("validation", 1, {"bpp": 1.0})
         report.record("finished", 1, {"file": "model"})
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_log_is_json_whatever_the_figures(tmp_path):
+    with Reporter(tmp_path, quiet=True) as report:
+        report.record("train", 1, {"loss": float("nan"), "bpp": float("inf"), "rate": 0.5})
+    line = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line == {"kind": "train", "step": 1, "loss": None, "bpp": None, "rate": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("nan"), "g_a.0.* is not finite"), (1e5, "float16: leave out --half")]
+)
+def test_weights_that_nothing_can_run_are_not_written(tmp_path, value, message):
+    net = TCM(config=SMALL)
+    with torch.no_grad():
+        next(net.g_a.parameters())[0] = value
+    with pytest.raises(ValueError, match=message):
+        save(net, tmp_path / "x.safetensors", name="x", lmbda=0.01, metric="mse", half=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_schedules():
