@@ -44,9 +44,14 @@ class RunState:
     setting: str
 
 
+def places(folder: Path) -> tuple[Path, Path, Path]:
+    """Where a checkpoint may lie, the newest first, after a kill at any time."""
+    return folder, folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+
+
 def save_state(folder: Path, state: RunState) -> None:
     """Write a checkpoint; whoever kills the process now or later finds the old one or the new one, whole."""
-    fresh, stale = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    _, fresh, stale = places(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     tensors = {**state.weights, **{_AVERAGE + name: value for name, value in state.average.items()}}
@@ -69,7 +74,7 @@ def load_state(folder: Path) -> RunState:
     Raises:
         CheckpointUnreadable: there is none, or it is damaged.
     """
-    for place in (folder, folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")):
+    for place in places(folder):
         if (place / _WEIGHTS).exists() and (place / _OPTIMISER).exists():
             break
     else:

@@ -24,7 +24,10 @@ from model.training.setup import make_net, make_view
 
 @dataclass
 class Run:
-    """What the loop works on; `view` shares `net`'s parameters and may be a short-cut through it."""
+    """What the loop works on; `view` shares `net`'s parameters and may be a short-cut through it.
+
+    `left_out` counts the latest steps in a row whose gradient was not finite.
+    """
 
     options: Options
     place: Place
@@ -38,6 +41,7 @@ class Run:
     setting: str
     step: int = 0
     seconds: float = 0.0
+    left_out: int = 0
 
 
 def prepare_run(options: Options, place: Place, training: list[Path]) -> Run:

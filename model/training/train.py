@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from model.checkpoint import save as save_model
+from model.training.checkpoints import places
 from model.training.data import Crops, Indexes, find_images, split_validation
 from model.training.device import find_place
 from model.training.interrupt import Interrupt, Interrupted
@@ -31,6 +32,9 @@ from model.training.setup import loading_processes, shut_gates
 from model.training.validate import load_validation, validate
 
 log = logging.getLogger(__name__)
+
+_ACCIDENTS = 3  # steps left out in a row after which nothing is saved any more
+_DIVERGED = 50  # … and after which the run is given up
 
 
 def train(options: Options, *, quiet: bool = False) -> Path:
@@ -47,11 +51,11 @@ def train(options: Options, *, quiet: bool = False) -> Path:
 
     Raises:
         Interrupted: a signal has ended it.
-        ValueError: the folder holds a run that is not to be resumed.
+        ValueError: the folder holds a run that is not to be resumed, or the run has diverged.
         FileNotFoundError: there are no images.
         CheckpointUnreadable, CheckpointMismatch: as `prepare_run` does.
     """
-    if not options.resume and (options.save / "checkpoint").exists():
+    if not options.resume and any(place.exists() for place in places(options.save / "checkpoint")):
         raise ValueError(f"{options.save} holds a run: go on with it (--resume), or choose another folder (--save)")
     place = find_place(options.precision)
     training, kept = split_validation(find_images(options.data), options.validation)
@@ -103,11 +107,11 @@ def _loop(run: Run, batches: Iterator[Tensor], images: list[Tensor], report: Rep
                 rate = run.schedule.factor(run.step, run.seconds)
                 report.record("train", run.step, {**figures, "rate": rate, "seconds": run.seconds})
                 recent = Recent()
-            if time.monotonic() - saved >= o.save_every:
+            if time.monotonic() - saved >= o.save_every and run.left_out < _ACCIDENTS:
                 save_run(run)
                 _validate(run, images, report)
                 saved = time.monotonic()
-    if place.first:
+    if place.first and run.left_out < _ACCIDENTS:
         save_run(run)
     return int(number)
 
@@ -136,8 +140,12 @@ def _take_step(run: Run, x: Tensor) -> tuple[Loss, float]:
         run.net.aux_loss().backward()  # type: ignore[no-untyped-call]
         run.auxiliary.step()
         run.average.update(run.step)
+        run.left_out = 0
     else:
+        run.left_out += 1
         log.warning("step %d left out: its gradient is not finite", run.step)
+        if run.left_out == _DIVERGED:
+            raise ValueError(f"diverged at step {run.step - _DIVERGED + 1}: lower --lr")
     run.step += 1
     return loss, norm
 

@@ -82,6 +82,27 @@ def test_a_run_is_not_overwritten(photographs, tmp_path):
         train(options(photographs, tmp_path, steps=1), quiet=True)
 
 
+@pytest.mark.parametrize("left", ["checkpoint.new", "checkpoint.old"])
+def test_a_run_killed_as_it_saved_is_not_overwritten(photographs, tmp_path, left):
+    """Found by reading: between the two renames there is no `checkpoint`."""
+    train(options(photographs, tmp_path, steps=1), quiet=True)
+    (tmp_path / "checkpoint").rename(tmp_path / left)
+    with pytest.raises(ValueError, match="--resume"):
+        train(options(photographs, tmp_path, steps=1), quiet=True)
+    train(options(photographs, tmp_path, steps=2, resume=True), quiet=True)
+
+
+def test_a_run_that_diverges_is_given_up_and_its_checkpoint_stays(photographs, tmp_path, monkeypatch):
+    """Found by reading: it went on to its end, over the good checkpoint, and wrote a model of nothing."""
+    model = train(options(photographs, tmp_path, steps=1), quiet=True)
+    model.unlink()
+    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(ValueError, match="diverged at step 1: lower --lr"):
+        train(options(photographs, tmp_path, steps=90, resume=True, save_every=0.0), quiet=True)
+    assert load_state(tmp_path / "checkpoint").step < 1 + module._ACCIDENTS
+    assert not model.exists()
+
+
 def test_a_run_is_resumed_with_its_photographs(photographs, tmp_path):
     """Or some that it was trained on would be measured on."""
     folder = tmp_path / "photographs"
