@@ -30,10 +30,11 @@ class RunState:
     Attributes:
         step: optimiser steps taken.
         seconds: of training, this and earlier sittings.
-        optimisers: the state dicts of Adam and of the auxiliary Adam.
+        optimisers: the states of Adam and of the auxiliary Adam (`model.training.adam`).
         weights: the network's parameters.
         average: their moving average.
         setting: what the run must agree on to be resumed (λ, widths, seed …), as text.
+        deviation: of the channels of y at the start, where it was balanced.
     """
 
     step: int
@@ -42,6 +43,7 @@ class RunState:
     weights: dict[str, Tensor]
     average: dict[str, Tensor]
     setting: str
+    deviation: Tensor | None = None
 
 
 def places(folder: Path) -> tuple[Path, Path, Path]:
@@ -56,7 +58,12 @@ def save_state(folder: Path, state: RunState) -> None:
     fresh.mkdir(parents=True)
     tensors = {**state.weights, **{_AVERAGE + name: value for name, value in state.average.items()}}
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, fresh / _WEIGHTS)
-    counters = {"step": state.step, "seconds": state.seconds, "setting": state.setting}
+    counters = {
+        "step": state.step,
+        "seconds": state.seconds,
+        "setting": state.setting,
+        "deviation": state.deviation,
+    }
     torch.save({"optimisers": state.optimisers, **counters}, fresh / _OPTIMISER)
     for path in fresh.iterdir():
         with path.open("rb") as file:
@@ -89,6 +96,7 @@ def load_state(folder: Path) -> RunState:
             weights={name: value for name, value in tensors.items() if not name.startswith(_AVERAGE)},
             average={n.removeprefix(_AVERAGE): value for n, value in tensors.items() if n.startswith(_AVERAGE)},
             setting=str(rest["setting"]),
+            deviation=rest.get("deviation"),
         )
     except Exception as error:  # noqa: BLE001  # torch and safetensors raise what they please on damaged files
         raise CheckpointUnreadable(

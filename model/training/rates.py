@@ -50,43 +50,52 @@ def _layer(name: str) -> str:
 
 
 @torch.no_grad()
-def bearable_rates(net: nn.Module, loss: Callable[[], float], balance: float, lr: float) -> dict[str, float]:
-    """The rate of each layer of g_a and g_s, found by probing.
+def bearable_rates(net: nn.Module, loss: Callable[[], float], balance: float) -> dict[str, float]:
+    """The rate that each layer of g_a and g_s bears, found by probing.
 
     Args:
         net: the network, or the view of it that is trained; unchanged afterwards.
         loss: of one fixed batch with the weights as they are, without noise.
         balance: how far to go: 1 is a rise of 1e-4 a layer and random step; 0.3 trained well.
-        lr: no layer gets more; the one that writes y, whose unit is a quantiser step, four times as much.
     """
     layers: dict[str, list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if name.startswith(("g_a.", "g_s.")):
             layers.setdefault(_layer(name), []).append(parameter)
-    last_analysis = f"g_a.{max(int(name.split('.')[1]) for name in layers if name.startswith('g_a.'))}"
-    rest, rates = loss(), {}
-    for name, parameters in layers.items():
-        bearable = balance * _probe(parameters, loss, rest) * (_LATENT_FACTOR if name in _LATENT_LAYERS else 1)
-        rates[name] = min(bearable, 4 * lr if name == last_analysis else lr)
-    return rates
+    rest = loss()
+    return {
+        name: balance * _probe(parameters, loss, rest) * (_LATENT_FACTOR if name in _LATENT_LAYERS else 1)
+        for name, parameters in layers.items()
+    }
+
+
+def capped(rates: dict[str, float], lr: float) -> dict[str, float]:
+    """No layer gets more than `lr`; the one that writes y, whose unit is a quantiser step, four times as much."""
+    last_analysis = f"g_a.{max((int(name.split('.')[1]) for name in rates if name.startswith('g_a.')), default=0)}"
+    return {name: min(rate, 4 * lr if name == last_analysis else lr) for name, rate in rates.items()}
 
 
 def read_rates(path: Path) -> dict[str, float]:
-    """Rates by layer that a run has written.
+    """Rates by layer that a run has measured.
 
     Raises:
         ValueError: the file holds anything else.
     """
-    rates = json.loads(path.read_text())
-    if not isinstance(rates, dict) or not all(isinstance(rate, float) and 0 <= rate < 1 for rate in rates.values()):
+    try:
+        rates = json.loads(path.read_text())
+    except ValueError:
+        rates = None
+    if not isinstance(rates, dict) or not all(isinstance(r, float) and 0 <= r < math.inf for r in rates.values()):
         raise ValueError(f"{path}: not the rates of a run")
     return rates
 
 
 def write_rates(path: Path, rates: dict[str, float]) -> None:
-    """Keep them for `read_rates`."""
+    """Keep them for `read_rates`; the file appears whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rates, indent=1))
+    unfinished = path.with_name(path.name + ".new")
+    unfinished.write_text(json.dumps(rates, indent=1))
+    unfinished.replace(path)
 
 
 def _probe(parameters: list[nn.Parameter], loss: Callable[[], float], rest: float) -> float:
@@ -110,8 +119,12 @@ def _probe(parameters: list[nn.Parameter], loss: Callable[[], float], rest: floa
 
 @dataclass(frozen=True)
 class ChannelRates:
-    """Factors on the steps of some weights, broadcastable to them; used around an optimiser's step."""
+    """Factors on the steps of some weights, broadcastable to them; used around an optimiser's step.
 
+    They follow from the `deviation` of y's channels, which a checkpoint keeps.
+    """
+
+    deviation: Tensor
     weights: list[Tensor]
     factors: list[Tensor]
 
@@ -127,19 +140,23 @@ class ChannelRates:
             weight.copy_(torch.lerp(old, weight, factor))
 
 
+def latent_deviation(y: Tensor) -> Tensor:
+    """Of each channel of the latents of a few crops, (B, M, h, w)."""
+    return y.square().mean(dim=(0, 2, 3)).sqrt().clamp(min=LEAST_DEVIATION)
+
+
 @torch.no_grad()
-def channel_rates(net: TCM, y: Tensor) -> ChannelRates:
+def channel_rates(net: TCM, deviation: Tensor) -> ChannelRates:
     """Factors by channel for what reads y or writes μ and σ.
 
     Args:
         net: the network.
-        y: latents of a few crops, (B, M, h, w).
+        deviation: of the channels of y (`latent_deviation`).
     """
-    deviation = y.square().mean(dim=(0, 2, 3)).sqrt().clamp(min=LEAST_DEVIATION)
     parameters = dict(net.named_parameters())
     factors = {**_readers(net, 1 / deviation), **_writers(net, deviation)}
     factors = {name: factor for name, factor in factors.items() if name in parameters}
-    return ChannelRates([parameters[name] for name in factors], list(factors.values()))
+    return ChannelRates(deviation, [parameters[name] for name in factors], list(factors.values()))
 
 
 def _readers(net: TCM, inverse: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch.optim import Adam
 
 from model.errors import CheckpointMismatch
 from model.network import TCM
+from model.training.adam import load_named_state, named_state
 from model.training.checkpoints import RunState, fill_parameters, load_state, save_state
 from model.training.data import Crops
 from model.training.device import Place
@@ -17,7 +19,16 @@ from model.training.ema import Average
 from model.training.loss import rate_distortion
 from model.training.options import Options
 from model.training.quantiles import settle_quantiles
-from model.training.rates import ChannelRates, bearable_rates, channel_rates, parameter_groups, read_rates, write_rates
+from model.training.rates import (
+    ChannelRates,
+    bearable_rates,
+    capped,
+    channel_rates,
+    latent_deviation,
+    parameter_groups,
+    read_rates,
+    write_rates,
+)
 from model.training.schedule import Schedule
 from model.training.setup import make_net, make_view
 
@@ -51,13 +62,15 @@ def prepare_run(options: Options, place: Place, training: list[Path]) -> Run:
         CheckpointUnreadable: there is none to go on from, or it is damaged.
         CheckpointMismatch: it is of a run with other settings, or the model to start from has other widths.
     """
+    setting = options.setting(training, place.processes)
+    state = _state_of(options, setting) if options.resume else None
     torch.manual_seed(options.seed)  # the same initial weights in every process
-    net = make_net(options, training)
+    net = make_net(options, training) if state is None else _restored(options, state)
     view = make_view(net, options)
     for network in (net, view):
         place.prepare(network)
     lowered = place.lower(view)
-    channels, rates = _balance(options, place, view, lowered, training) if options.balance else (None, {})
+    channels, rates = _balance(options, place, view, lowered, training, state) if options.balance else (None, {})
     run = Run(
         options=options,
         place=place,
@@ -68,42 +81,73 @@ def prepare_run(options: Options, place: Place, training: list[Path]) -> Run:
         average=Average(net, options.average),
         schedule=_schedule(options, len(training), place),
         channels=channels,
-        setting=options.setting(training, place.processes),
+        setting=setting,
     )
-    if options.resume:
-        _resume(run)
+    if state is not None:
+        _go_on(run, state)
     return run
 
 
+def _state_of(options: Options, setting: str) -> RunState:
+    """The run's checkpoint, of the same setting."""
+    state = load_state(options.save / "checkpoint")
+    before, now = _flat(state.setting), _flat(setting)
+    changed = [f"{name} {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name]]
+    if changed:
+        raise CheckpointMismatch(
+            f"{options.save}: was trained otherwise ({', '.join(changed)}): start a run of its own"
+        )
+    return state
+
+
+def _flat(setting: str) -> dict[str, object]:
+    parts = json.loads(setting)
+    widths = parts.pop("config")
+    return {**parts, **widths}
+
+
+def _restored(options: Options, state: RunState) -> TCM:
+    """The network of a checkpoint; what a view of it short-cuts has not learnt, and is in it as it started."""
+    net = TCM(config=options.config)
+    fill_parameters(net, state.weights)
+    net.rounding = options.rounding
+    return net.train()
+
+
 def _balance(
-    options: Options, place: Place, view: TCM, lowered: TCM, photographs: list[Path]
+    options: Options, place: Place, view: TCM, lowered: TCM, photographs: list[Path], state: RunState | None
 ) -> tuple[ChannelRates, dict[str, float]]:
-    """Rates by channel and by layer, measured on a few crops with the weights that the run starts from.
+    """Rates by channel and by layer: those of the run that goes on, or measured on a few crops.
 
     `view` has the names of its layers, `lowered` computes.
     """
-    sample = Crops(photographs, options.crop, options.seed)
-    x = place.put(torch.stack([sample[i] for i in range(16)]))
-    settle_quantiles(view.entropy_bottleneck)
-    lowered.eval()
+    measured = options.save / "rates.json"
+    known = measured if state is not None and measured.exists() else options.rates_from
+    deviation = state.deviation if state is not None else None
+    by_layer = options.part != "entropy"
+    if deviation is None or (by_layer and known is None):
+        sample = Crops(photographs, options.crop, options.seed)
+        x = place.put(torch.stack([sample[i] for i in range(16)]))
+        settle_quantiles(view.entropy_bottleneck)
+        lowered.eval()
+    if deviation is None:
+        with torch.no_grad():
+            deviation = latent_deviation(lowered.g_a(x))
+    channels = channel_rates(view, deviation.to(place.device))
+    if not by_layer:
+        return channels, {}
 
     def loss() -> float:
         return float(rate_distortion(lowered(x[:3]), x[:3], options.lmbda, options.metric).total)
 
-    with torch.no_grad():
-        channels = channel_rates(view, lowered.g_a(x))
-    if options.part == "entropy":
-        return channels, {}
-    measured = options.save / "rates.json"
-    known = measured if options.resume and measured.exists() else options.rates_from
     if known is not None:
         rates = read_rates(known)
     else:
-        rates = bearable_rates(view, loss, options.balance, options.lr)
+        rates = bearable_rates(view, loss, options.balance)
         rates = dict(zip(rates, place.mean(list(rates.values())), strict=True))
-    if place.first:
+    if place.first and known != measured:
         write_rates(measured, rates)
-    return channels, rates
+    return channels, capped(rates, options.lr)
 
 
 def _schedule(options: Options, photographs: int, place: Place) -> Schedule:
@@ -124,23 +168,18 @@ def save_run(run: Run) -> None:
     state = RunState(
         step=run.step,
         seconds=run.seconds,
-        optimisers=[run.main.state_dict(), run.auxiliary.state_dict()],
+        optimisers=[named_state(optimiser, run.net) for optimiser in (run.main, run.auxiliary)],
         weights=dict(run.net.named_parameters()),
         average=run.average.weights,
         setting=run.setting,
+        deviation=run.channels.deviation if run.channels else None,
     )
     save_state(run.options.save / "checkpoint", state)
 
 
-def _resume(run: Run) -> None:
-    state = load_state(run.options.save / "checkpoint")
-    if state.setting != run.setting:
-        raise CheckpointMismatch(f"{run.options.save}: was trained otherwise ({state.setting}): start a run of its own")
-    fill_parameters(run.net, state.weights)
+def _go_on(run: Run, state: RunState) -> None:
+    """Put a run where its checkpoint left it, with the rates that are asked for now."""
     run.average.load(state.average)
     for optimiser, stored in zip((run.main, run.auxiliary), state.optimisers, strict=True):
-        rates = [{name: group[name] for name in group if name in {"lr", "base"}} for group in optimiser.param_groups]
-        optimiser.load_state_dict(stored)
-        for group, wanted in zip(optimiser.param_groups, rates, strict=True):
-            group.update(wanted)  # those that were asked for now, not those of before
+        load_named_state(optimiser, run.net, stored)
     run.step, run.seconds = state.step, state.seconds

@@ -20,11 +20,15 @@ from model import checkpoint
 from model.errors import CheckpointMismatch, CheckpointUnreadable
 from model.info import read_info
 from model.training import train as module
-from model.training.checkpoints import load_state
+from model.training.adam import named_state
+from model.training.checkpoints import load_state, save_state
 from model.training.command import train as command
-from model.training.device import Place
+from model.training.data import find_images, split_validation
+from model.training.device import Place, find_place
 from model.training.interrupt import Interrupt
 from model.training.options import Options
+from model.training.rates import read_rates
+from model.training.run import Run, prepare_run
 from model.training.train import train
 from tests.training.conftest import SMALL
 
@@ -72,8 +76,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(photographs, tmp_path
 
 def test_a_run_is_not_resumed_as_another(photographs, tmp_path):
     train(options(photographs, tmp_path, steps=1), quiet=True)
-    with pytest.raises(CheckpointMismatch, match="trained otherwise"):
-        train(options(photographs, tmp_path, steps=2, lmbda=0.05, resume=True), quiet=True)
+    changes: dict[str, Any] = {"lmbda": 0.05, "config": dataclasses.replace(SMALL, depth=2)}
+    with pytest.raises(CheckpointMismatch, match=r"otherwise \(lmbda 0.013 → 0.05, depth 1 → 2\): start"):
+        train(options(photographs, tmp_path, steps=2, resume=True, **changes), quiet=True)
 
 
 def test_a_run_is_not_overwritten(photographs, tmp_path):
@@ -108,11 +113,96 @@ def test_a_run_is_resumed_with_its_photographs(photographs, tmp_path):
     folder = tmp_path / "photographs"
     shutil.copytree(photographs, folder)
     train(options(folder, tmp_path / "run", steps=1), quiet=True)
-    train(options(folder, tmp_path / "run", steps=2, lr=3e-5, resume=True), quiet=True)
-    assert load_state(tmp_path / "run" / "checkpoint").optimisers[0]["param_groups"][0]["base"] == 3e-5
+    train(options(folder, tmp_path / "run", steps=2, resume=True), quiet=True)
     next(folder.rglob("*.png")).rename(folder / "another name.png")
     with pytest.raises(CheckpointMismatch, match="trained otherwise"):
         train(options(folder, tmp_path / "run", steps=3, resume=True), quiet=True)
+
+
+def taken_up(photographs: Path, save: Path, **changes: Any) -> Run:
+    o = options(photographs, save, resume=True, **changes)
+    return prepare_run(o, find_place("fp32"), split_validation(find_images(o.data), o.validation)[0])
+
+
+def test_a_run_that_goes_on_starts_nothing_anew(photographs, tmp_path, monkeypatch):
+    """Found by reading: the start was made again, with the options of now, though the checkpoint replaces it."""
+    changes: dict[str, Any] = {"part": "coarse", "balance": 0.3}
+    model = train(options(photographs, tmp_path, steps=4, fit_synthesis=True, **changes), quiet=True)
+    before = load_state(tmp_path / "checkpoint")
+    monkeypatch.delattr("model.training.run.make_net")
+    monkeypatch.delattr("model.training.run.bearable_rates")
+    run = taken_up(photographs, tmp_path, start="random", init_from=Path("absent"), spread=True, **changes)
+    assert (run.step, run.net.rounding) == (4, None)
+    assert all(torch.equal(value, before.weights[name]) for name, value in run.net.named_parameters())
+    assert run.channels is not None
+    assert torch.equal(run.channels.deviation, before.deviation)
+    resumed = train(options(photographs, tmp_path, steps=4, resume=True, **changes), quiet=True)
+    assert checkpoint.load(resumed).info == checkpoint.load(model).info
+
+
+def test_a_balanced_run_that_was_killed_goes_on_to_the_same_weights(photographs, tmp_path, monkeypatch):
+    changes: dict[str, Any] = {"part": "coarse", "balance": 0.3, "rates_from": tmp_path / "whole" / "rates.json"}
+    whole = train(options(photographs, tmp_path / "whole", **{**changes, "rates_from": None}), quiet=True)
+    step = module._take_step
+
+    def killed_after_three(run: Any, x: torch.Tensor) -> Any:
+        if run.step == 3:
+            module.save_run(run)
+            raise KeyboardInterrupt
+        return step(run, x)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_take_step", killed_after_three)
+        train(options(photographs, tmp_path / "cut", **changes), quiet=True)
+    resumed = train(options(photographs, tmp_path / "cut", resume=True, **changes), quiet=True)
+    assert read_info(resumed).fingerprint == read_info(whole).fingerprint
+
+
+def test_a_run_goes_on_with_other_rates(photographs, tmp_path):
+    """Found by reading: other rates make other groups, which torch would not load."""
+    train(options(photographs, tmp_path, steps=2, part="coarse", balance=0.3), quiet=True)
+    stored = load_state(tmp_path / "checkpoint").optimisers[0]
+    kept = (tmp_path / "rates.json").read_bytes()
+    for changes in ({"balance": 0.3, "lr": 1e-7}, {"balance": 0.0, "lr": 3e-5}, {"balance": 0.3, "lr": 1.0}):
+        run = taken_up(photographs, tmp_path, part="coarse", **changes)
+        assert {name: list(state) for name, state in named_state(run.main, run.net).items()} == {
+            name: list(state) for name, state in stored.items()
+        }
+        rates = {group["base"] for group in run.main.param_groups}
+        assert max(rates) == pytest.approx(4e-7 if changes["lr"] == 1e-7 else changes["lr"], rel=1e-6)
+        assert (len(rates) > 2) == (changes["lr"] == 1.0)
+    assert (tmp_path / "rates.json").read_bytes() == kept
+    train(options(photographs, tmp_path, steps=3, part="coarse", resume=True), quiet=True)
+    train(options(photographs, tmp_path, steps=4, part="coarse", resume=True, balance=0.3), quiet=True)
+    assert load_state(tmp_path / "checkpoint").step == 4
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_its_rates(photographs, tmp_path):
+    train(options(photographs, tmp_path, steps=2, part="coarse", balance=0.3), quiet=True)
+    run = taken_up(photographs, tmp_path, part="coarse", balance=0.3)
+    state = dataclasses.replace(
+        load_state(tmp_path / "checkpoint"),
+        optimisers=[run.main.state_dict(), run.auxiliary.state_dict()],
+        deviation=None,
+    )
+    save_state(tmp_path / "checkpoint", state)
+    again = taken_up(photographs, tmp_path, part="coarse", balance=0.3)
+    before, now = named_state(run.main, run.net), named_state(again.main, again.net)
+    assert all(torch.equal(before[name]["exp_avg"], now[name]["exp_avg"]) for name in before)
+    with pytest.raises(CheckpointMismatch, match="--lr and --balance"):
+        taken_up(photographs, tmp_path, part="coarse", balance=0.0)
+
+
+def test_a_run_to_go_on_with_is_looked_for_first(photographs, tmp_path):
+    with pytest.raises(CheckpointUnreadable, match="no checkpoint"):
+        train(options(photographs, tmp_path, resume=True, start="random", init_from=Path("absent")), quiet=True)
+
+
+def test_rates_that_are_broken_are_named(tmp_path):
+    for broken in ("", "{", "[1.0]", '{"g_a.0": NaN}', '{"g_a.0": "1"}'):
+        (tmp_path / "rates.json").write_text(broken)
+        with pytest.raises(ValueError, match=r"rates.json: not the rates of a run"):
+            read_rates(tmp_path / "rates.json")
 
 
 def test_a_damaged_checkpoint_is_named(photographs, tmp_path):
