@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -52,27 +53,36 @@ def places(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def save_state(folder: Path, state: RunState) -> None:
-    """Write a checkpoint; whoever kills the process now or later finds the old one or the new one, whole."""
+    """Write a checkpoint; whoever kills the process now or later finds the old one or the new one, whole.
+
+    Raises:
+        OSError: it cannot be written; the old one stays.
+    """
     _, fresh, stale = places(folder)
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    tensors = {**state.weights, **{_AVERAGE + name: value for name, value in state.average.items()}}
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, fresh / _WEIGHTS)
-    counters = {
-        "step": state.step,
-        "seconds": state.seconds,
-        "setting": state.setting,
-        "deviation": state.deviation,
-    }
-    torch.save({"optimisers": state.optimisers, **counters}, fresh / _OPTIMISER)
-    for path in fresh.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    try:
+        fresh.mkdir(parents=True)
+        _write(fresh, state)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch covers it with its own
+        raise OSError(f"{folder}: cannot be written ({getattr(cause, 'strerror', None) or cause})") from None
     shutil.rmtree(stale, ignore_errors=True)
     if folder.exists():
         folder.rename(stale)
     fresh.rename(folder)
     shutil.rmtree(stale, ignore_errors=True)
+
+
+def _write(folder: Path, state: RunState) -> None:
+    tensors = {**state.weights, **{_AVERAGE + name: value for name, value in state.average.items()}}
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, folder / _WEIGHTS)
+    rest = {name: getattr(state, name) for name in ("optimisers", "step", "seconds", "setting", "deviation")}
+    with (folder / _OPTIMISER).open("wb") as file:
+        torch.save(rest, file)
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def load_state(folder: Path) -> RunState:

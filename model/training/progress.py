@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import logging
 import math
 import time
 from pathlib import Path
@@ -14,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from model.training.loss import Loss
+
+log = logging.getLogger(__name__)
 
 
 def _minutes(seconds: float) -> str:
@@ -54,7 +58,8 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._progress.stop()
-        self._log.close()
+        with contextlib.suppress(OSError):
+            self._log.close()
         if self._board is not None:
             self._board.close()
 
@@ -74,8 +79,12 @@ class Reporter:
     def record(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         """Keep figures: one line of the log, one point of each TensorBoard curve; validations are printed too."""
         kept = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in figures.items()}
-        self._log.write(json.dumps({"kind": kind, "step": step, **kept}, allow_nan=False) + "\n")  # JSON has no NaN
-        self._log.flush()
+        line = json.dumps({"kind": kind, "step": step, **kept}, allow_nan=False)  # JSON has no NaN
+        try:
+            self._log.write(line + "\n")
+            self._log.flush()
+        except OSError as error:  # a full disk; what is buffered is written with the next line
+            log.warning("%s: %s", self._log.name, error.strerror)
         if self._board is not None:
             for name, value in figures.items():
                 if isinstance(value, int | float):

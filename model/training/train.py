@@ -52,7 +52,7 @@ def train(options: Options, *, quiet: bool = False) -> Path:
     Raises:
         Interrupted: a signal has ended it.
         ValueError: the folder holds a run that is not to be resumed, or the run has diverged.
-        FileNotFoundError: there are no images.
+        OSError: there are no images, or at its end the run cannot be written.
         CheckpointUnreadable, CheckpointMismatch: as `prepare_run` does.
     """
     if not options.resume and any(place.exists() for place in places(options.save / "checkpoint")):
@@ -108,7 +108,10 @@ def _loop(run: Run, batches: Iterator[Tensor], images: list[Tensor], report: Rep
                 report.record("train", run.step, {**figures, "rate": rate, "seconds": run.seconds})
                 recent = Recent()
             if time.monotonic() - saved >= o.save_every and run.left_out < _ACCIDENTS:
-                save_run(run)
+                try:
+                    save_run(run)
+                except OSError as error:  # a disk that is full now need not be so in a while
+                    log.warning("%s: tried again in %.0f s", error, o.save_every)
                 _validate(run, images, report)
                 saved = time.monotonic()
     if place.first and run.left_out < _ACCIDENTS:

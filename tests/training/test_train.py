@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from model.errors import CheckpointMismatch, CheckpointUnreadable
 from model.info import read_info
 from model.training import train as module
 from model.training.adam import named_state
-from model.training.checkpoints import load_state, save_state
+from model.training.checkpoints import RunState, load_state, save_state
 from model.training.command import train as command
 from model.training.data import find_images, split_validation
 from model.training.device import Place, find_place
@@ -203,6 +204,43 @@ def test_rates_that_are_broken_are_named(tmp_path):
         (tmp_path / "rates.json").write_text(broken)
         with pytest.raises(ValueError, match=r"rates.json: not the rates of a run"):
             read_rates(tmp_path / "rates.json")
+
+
+@pytest.mark.parametrize("large", ["weights", "optimisers"])
+def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path, large):
+    """Found by reading: torch said `unexpected pos`, and half a checkpoint went on filling the disk."""
+    state = RunState(step=1, seconds=0.0, optimisers=[], weights={"x": torch.zeros(1)}, average={}, setting="{}")
+    save_state(tmp_path / "checkpoint", state)
+    much = torch.zeros(100_000)
+    more = dataclasses.replace(state, step=2, **{large: {"x": much} if large == "weights" else [{"x": {"y": much}}]})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"checkpoint: cannot be written \(.*File too large"):
+            save_state(tmp_path / "checkpoint", more)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    assert load_state(tmp_path / "checkpoint").step == 1
+
+
+def test_a_disk_that_is_full_for_a_while_ends_no_run(photographs, tmp_path, monkeypatch, caplog):
+    save, tries = module.save_run, []
+
+    def full_at_first(run: Any) -> None:
+        tries.append(run.step)
+        if run.step < 3:
+            raise OSError("no space")
+        save(run)
+
+    monkeypatch.setattr(module, "save_run", full_at_first)
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    train(options(photographs, tmp_path, steps=3, save_every=0.0), quiet=True)
+    assert tries == [1, 2, 3, 3]
+    assert "no space: tried again in 0 s" in caplog.text
+    assert "log.jsonl: No space left on device" in caplog.text
+    with pytest.raises(OSError, match="no space"):
+        train(options(photographs, tmp_path / "other", steps=2, save_every=0.0), quiet=True)
 
 
 def test_a_damaged_checkpoint_is_named(photographs, tmp_path):
