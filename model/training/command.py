@@ -100,6 +100,8 @@ def train(
         from model.training.train import train as run
 
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        if threads is not None and threads < 0:
+            raise ValueError(f"--threads is a number from 0 on (all cores), not {threads}")
         if threads:
             torch.set_num_threads(threads)
         widths: dict[str, Any] = {"N": n, "M": m, "hyper_channels": hyper, "slices": slices}
@@ -115,7 +117,7 @@ def train(
             size=size,
             half=half or size == "xs",
             epochs=50 if epochs is None and steps is None and minutes is None else epochs,
-            milestones=tuple(int(part) for part in milestones.split(",") if part.strip()),
+            milestones=_milestones(milestones),
             steps=steps,
             minutes=minutes,
             warmup=warmup,
@@ -149,6 +151,13 @@ def train(
             with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
                 stderr.print(f"tcm: {end}")
             raise typer.Exit(end.exit_code) from None
+
+
+def _milestones(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(f"--milestones are epochs, as in 45,48, not {text!r}") from None
 
 
 def _widths(words: list[str]) -> dict[str, int | tuple[int, ...]]:

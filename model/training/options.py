@@ -14,6 +14,7 @@ from typing import Literal
 
 from model.config import SIZES, TCMConfig
 from model.info import Metric, check_claims
+from model.training.schedule import Schedule
 
 NOMINAL_ROUNDING = 6 / math.log(2)
 """Bits that a squared quantiser step is worth where y is in units of its λ's own step, Δ² = 18/(ln 2·λ·255²)."""
@@ -21,6 +22,11 @@ NOMINAL_ROUNDING = 6 / math.log(2)
 Start = Literal["random", "block-transform"]
 Part = Literal["all", "middle", "coarse", "entropy"]
 Precision = Literal["auto", "fp32", "bf16"]
+
+_LEAST = {
+    "batch": 1, "crop": 1, "epochs": 0, "steps": 0, "minutes": 0, "warmup": 0, "lr": 0, "lr_aux": 0, "clip": 0,
+    "balance": 0, "workers": 0, "seed": 0, "validation": 0, "save_every": 0, "log_every": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,13 +111,18 @@ class Options:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} is a number from {least} on, not {value}")
+        if not 0 <= self.average <= 1:
+            raise ValueError(f"--average lies in [0, 1], not {self.average}")
+        self.schedule(photographs=1, processes=1)  # it has checks of its own
         if self.crop % self.config.alignment:
             raise ValueError(
                 f"a crop's side is a multiple of {self.config.alignment} for these windows, not {self.crop}"
             )
         check_claims(self.model_name, self.lmbda, self.metric, self.rounding)
-        if self.batch < 1:
-            raise ValueError("a batch has at least one crop")
         if self.metric == "ms-ssim" and self.crop <= 160:
             raise ValueError("MS-SSIM has five scales: it needs crops above 160 pixels")
         if self.metric == "ms-ssim" and (self.start == "block-transform" or self.part == "entropy"):
@@ -123,6 +134,19 @@ class Options:
     def model_name(self) -> str:
         """What the finished model is called."""
         return self.name or f"tcm-{self.size}-{self.metric}-{self.lmbda:g}"
+
+    def schedule(self, photographs: int, processes: int) -> Schedule:
+        """When a run on so many photographs ends, and its rate until then."""
+        return Schedule(
+            minutes=self.minutes,
+            steps=self.steps,
+            epochs=self.epochs,
+            milestones=self.milestones,
+            steps_per_epoch=max(1, photographs // (self.batch * processes)),
+            warmup=self.warmup,
+            cool_from=self.cool_from,
+            floor=self.floor,
+        )
 
     def setting(self, photographs: Sequence[Path], processes: int) -> str:
         """What a resumed run must share with the one it goes on with, as text."""

@@ -79,7 +79,7 @@ def prepare_run(options: Options, place: Place, training: list[Path]) -> Run:
         main=Adam(parameter_groups(view, options.lr, rates), fused=True),
         auxiliary=Adam([net.entropy_bottleneck.quantiles], lr=options.lr_aux),
         average=Average(net, options.average),
-        schedule=_schedule(options, len(training), place),
+        schedule=options.schedule(len(training), place.processes),
         channels=channels,
         setting=setting,
     )
@@ -148,19 +148,6 @@ def _balance(
     if place.first and known != measured:
         write_rates(measured, rates)
     return channels, capped(rates, options.lr)
-
-
-def _schedule(options: Options, photographs: int, place: Place) -> Schedule:
-    return Schedule(
-        minutes=options.minutes,
-        steps=options.steps,
-        epochs=options.epochs,
-        milestones=options.milestones,
-        steps_per_epoch=max(1, photographs // (options.batch * place.processes)),
-        warmup=options.warmup,
-        cool_from=options.cool_from,
-        floor=options.floor,
-    )
 
 
 def save_run(run: Run) -> None:

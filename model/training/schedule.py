@@ -35,9 +35,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if sum(end is not None for end in (self.minutes, self.steps, self.epochs)) != 1:
-            raise ValueError("a run ends after minutes, steps or epochs: give one of the three")
+            raise ValueError("a run ends after --minutes, --steps or --epochs: give one of the three")
         if not 0 <= self.cool_from < 1 or not 0 <= self.floor <= 1:
-            raise ValueError("cool_from lies in [0, 1) and floor in [0, 1]")
+            raise ValueError("--cool-from lies in [0, 1) and --floor in [0, 1]")
 
     def done(self, step: int, seconds: float) -> float:
         """Share of the run behind us, 1 and more when it has ended.

@@ -326,11 +326,28 @@ def test_the_clock_ends_a_run(photographs, tmp_path):
         ({"metric": "ms-ssim"}, "above 160"),
         ({"init_from": Path("x.safetensors")}, "not both"),
         ({"minutes": 1.0}, "one of the three"),
+        ({"epochs": 1}, "one of the three"),
+        ({"steps": None}, "one of the three"),
+        ({"steps": -1}, "--steps is"),
+        ({"steps": None, "minutes": float("nan")}, "--minutes is"),
+        ({"steps": None, "minutes": float("inf")}, "--minutes is"),
+        ({"steps": None, "epochs": -1}, "--epochs is"),
+        ({"crop": 0}, "--crop is"),
+        ({"crop": -64}, "--crop is"),
+        ({"batch": 0}, "--batch is"),
+        ({"workers": -1}, "--workers is"),
+        ({"seed": -1}, "--seed is"),
+        ({"validation": -1}, "--validation is"),
+        ({"lr_aux": float("nan")}, "--lr-aux is"),
+        ({"cool_from": 1.0}, "--cool-from"),
+        ({"average": 1.5}, "--average"),
     ],
+    ids=str,
 )
 def test_options_that_contradict_each_other_are_refused(photographs, tmp_path, wrong, message):
+    """Found by reading: some were only once the start was made, or by what they broke there."""
     with pytest.raises(ValueError, match=message):
-        train(options(photographs, tmp_path, **wrong), quiet=True)
+        options(photographs, tmp_path, **wrong)
 
 
 SMALL_AS_OPTIONS = [
@@ -371,6 +388,8 @@ def test_a_width_that_is_none_is_named(photographs, tmp_path, word):
         (["--save=run", "empty"], 6, "no images"),
         (["--save=run", "--size=xs", "--init-from=absent.pth", "photographs"], 5, "checkpoint-unreadable"),
         (["--save=run", "--lmbda=0", "photographs"], 2, "positive"),
+        (["--save=run", "--threads=-1", "photographs"], 2, "--threads is"),
+        (["--save=run", "--milestones=45;48", "photographs"], 2, "--milestones are"),
     ],
 )
 def test_errors_are_one_line_with_the_codes_of_every_command(photographs, tmp_path, monkeypatch, arguments, code, says):
