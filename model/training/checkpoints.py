@@ -59,6 +59,8 @@ def save_state(folder: Path, state: RunState) -> None:
         OSError: it cannot be written; the old one stays.
     """
     _, fresh, stale = places(folder)
+    if stale.exists() and fresh.exists() and not folder.exists():  # a kill hit between the renames: fresh is whole
+        fresh.rename(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         fresh.mkdir(parents=True)

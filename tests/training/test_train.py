@@ -224,6 +224,24 @@ def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path, large):
     assert load_state(tmp_path / "checkpoint").step == 1
 
 
+def test_what_a_kill_between_the_renames_left_outlives_a_failed_save(tmp_path, monkeypatch):
+    state = RunState(step=1, seconds=0.0, optimisers=[], weights={"x": torch.zeros(1)}, average={}, setting="{}")
+    for step, name in enumerate(("checkpoint.old", "checkpoint.new"), 1):
+        save_state(tmp_path / "x", dataclasses.replace(state, step=step))
+        (tmp_path / "x").rename(tmp_path / name)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device"):
+        patch.setattr("model.training.checkpoints.save_file", full)
+        save_state(tmp_path / "checkpoint", dataclasses.replace(state, step=3))
+    assert load_state(tmp_path / "checkpoint").step == 2
+    save_state(tmp_path / "checkpoint", dataclasses.replace(state, step=3))
+    assert load_state(tmp_path / "checkpoint").step == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
 def test_a_disk_that_is_full_for_a_while_ends_no_run(photographs, tmp_path, monkeypatch, caplog):
     save, tries = module.save_run, []
 
