@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +11,11 @@ import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from model.errors import CheckpointMismatch, CheckpointUnreadable
-from model.info import FINGERPRINT_BYTES, ModelInfo, read_info
+from model.errors import CheckpointMismatch, CheckpointUnreadable, reason
+from model.info import ModelInfo, read_info
 from model.network import TCM
-from model.state_dict import TABLES, fill
+from model.state_dict import TABLES, fill, fingerprint_of
 from model.tables import Tables, bottleneck_tables
 
 
@@ -65,7 +62,7 @@ def save(
         metric=metric,
         config=net.config,
         parameters=sum(p.numel() for p in net.parameters()),
-        fingerprint=_fingerprint(stored),
+        fingerprint=fingerprint_of(stored),
         rounding=rounding,
     )
     metadata = {
@@ -87,19 +84,13 @@ def save(
         save_file(stored, unfinished, metadata)
         unfinished.chmod(0o644)
         unfinished.replace(path)
+    except safetensors.SafetensorError as error:
+        unfinished.unlink()
+        raise OSError(f"{path}: could not be written ({reason(error)})") from None
     except BaseException:
         unfinished.unlink()
         raise
     return info
-
-
-def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.digest()[:FINGERPRINT_BYTES].hex()
 
 
 def load(path: Path) -> Weights:
@@ -112,7 +103,7 @@ def load(path: Path) -> Weights:
     info = read_info(path)
     try:
         tensors = load_file(path)
-        if _fingerprint(tensors) != info.fingerprint:
+        if fingerprint_of(tensors) != info.fingerprint:
             raise CheckpointUnreadable(f"{path}: damaged: its tensors are not those of its fingerprint")
         tables = Tables(*(tensors[TABLES + part].numpy().astype(np.int32) for part in ("cdf", "start", "low")))
         tables.check()

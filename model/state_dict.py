@@ -7,6 +7,7 @@ CompressAI's old parameter names; loaded leniently they give a network with an u
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.config import TCMConfig
-from model.errors import CheckpointMismatch, CheckpointUnreadable
+from model.errors import CheckpointMismatch, CheckpointUnreadable, reason
+from model.info import FINGERPRINT_BYTES, read_info
 from model.network import TCM
 
 TABLES = "tables.z."
@@ -55,15 +57,35 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - unpickling damaged bytes raises anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointUnreadable(f"{path}: damaged or not a checkpoint ({reason})") from None
+        raise CheckpointUnreadable(f"{path}: damaged or not a checkpoint ({reason(error)})") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content:
         raise CheckpointUnreadable(f"{path}: holds no state dict")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         raise CheckpointUnreadable(f"{path}: its state dict holds other things than tensors")
+    _check_own(path, content)
     return normalise(content)
+
+
+def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
+    """The first bytes of the SHA-256 over every tensor, in hex."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.digest()[:FINGERPRINT_BYTES].hex()
+
+
+def _check_own(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A damaged file of this project's must not become a model of another fingerprint."""
+    try:
+        own = read_info(path) if path.suffix == ".safetensors" else None
+    except CheckpointUnreadable:
+        return  # somebody else's
+    if own is not None and fingerprint_of(tensors) != own.fingerprint:
+        raise CheckpointUnreadable(f"{path}: damaged: its tensors are not those of its fingerprint")
 
 
 def _no_checkpoint(path: Path) -> str | None:

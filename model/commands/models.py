@@ -78,7 +78,7 @@ def import_(
     with one_line_errors():
         import torch
 
-        from model.checkpoint import load, save
+        from model.checkpoint import save
         from model.info import standard_name
         from model.state_dict import fill, read_state_dict
 
@@ -95,8 +95,6 @@ def import_(
         if lmbda is None or metric is None:
             raise typer.BadParameter(f"{name} does not say λ and metric; give --lmbda and --metric")
         target = _target(name, model_dir, force=force)
-        if own is not None:
-            load(checkpoint)  # are its tensors those of its fingerprint? They would be given another
         weights = read_state_dict(checkpoint)
         half = half or (own is not None and any(value.dtype == torch.float16 for value in weights.values()))
         rounding = own.rounding if own else None
