@@ -37,13 +37,14 @@ def bench(
 ) -> None:
     """Measure how fast models run here, stage by stage, and what part of the machine's peak they reach."""
     with one_line_errors():
+        check_place(json_out)
+
         from model.benchmark.machine import describe, matrix_peak
         from model.benchmark.speed import measure
         from model.devices import pick_device
         from model.sizes import parse_size
         from model.zoo import Zoo
 
-        check_place(json_out)
         sizes = [parse_size(text) for text in size or ["768x512"]]
         zoo, where = Zoo(model_dir), pick_device(device)
         names = [*(model or ([] if untrained else [zoo.default().name])), *(f"untrained {u}" for u in untrained or [])]

@@ -48,6 +48,9 @@ def evaluate(
 ) -> None:
     """Measure models on a folder of images: real bits per pixel, PSNR, MS-SSIM, times, BD-rates."""
     with one_line_errors():
+        for out in (plot, json_out, csv_out):
+            check_place(out)
+
         from model.codec import Codec
         from model.evaluation.coders import Coder, TCMCoder
         from model.evaluation.coders import peers as known_peers
@@ -59,8 +62,6 @@ def evaluate(
 
         if published is not None and published not in PUBLISHED:
             raise ValueError(f"published curves are those of {', '.join(PUBLISHED)}")
-        for out in (plot, json_out, csv_out):
-            check_place(out)
         check_picture(plot)
         zoo = Zoo(model_dir)
         images = images_in(folder)

@@ -423,8 +423,10 @@ def test_errors_are_one_line_with_the_codes_of_every_command(photographs, tmp_pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_run_in_order_and_its_exit_code_says_so(photographs, tmp_path, monkeypatch, number):
+def test_a_signal_ends_a_run_in_order_and_its_exit_code_says_so(photographs, tmp_path, monkeypatch, request, number):
     """Found by reading: it was 0, and a script went on with a model that was trained by half."""
+    before = signal.signal(number, signal.default_int_handler)  # in a shell's background, SIGINT may be ignored
+    request.addfinalizer(lambda: signal.signal(number, before))
     step = module._take_step
 
     def interrupted(run: Any, x: torch.Tensor) -> Any:
