@@ -230,7 +230,20 @@ class Codec:
         stages = Stages() if stages is None else stages
         payload = self._latents.payload(analysis, stages)
         with stages("container"):
-            return self._pack(picture, payload)
+            return write_container(
+                Container(
+                    model=self.info.name,
+                    fingerprint=self.info.fingerprint,
+                    width=picture.width,
+                    height=picture.height,
+                    payload=payload,
+                    grey=picture.grey,
+                    alpha=None if picture.alpha is None else encode_alpha(picture.alpha),
+                    icc=picture.icc,
+                    exif=picture.exif,
+                    xmp=picture.xmp,
+                )
+            )
 
     def synthesise(
         self, containers: Sequence[Container], *, stages: Stages | None = None, heartbeat: Heartbeat = unwatched
@@ -324,22 +337,6 @@ class Codec:
         x_hat = tiles.synthesise(_beating(self._transforms.g_s, heartbeat), y_hat, self.tiling)
         pixels = x_hat.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
         yield Pause("g_s", (pixels.permute(0, 2, 3, 1).contiguous(),), last=True)
-
-    def _pack(self, picture: Picture, payload: bytes) -> bytes:
-        return write_container(
-            Container(
-                model=self.info.name,
-                fingerprint=self.info.fingerprint,
-                width=picture.width,
-                height=picture.height,
-                payload=payload,
-                grey=picture.grey,
-                alpha=None if picture.alpha is None else encode_alpha(picture.alpha),
-                icc=picture.icc,
-                exif=picture.exif,
-                xmp=picture.xmp,
-            )
-        )
 
     def _on_device(self, work: Callable[[], _T]) -> _T:
         """One call at a time, without gradients; a full device is a named error."""

@@ -1,5 +1,6 @@
 """Whole runs of a few steps."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +59,25 @@ def test_the_loss_falls_and_the_model_is_one_that_can_be_served(photographs, tmp
     assert [line["kind"] for line in log_of(tmp_path)][-2:] == ["validation", "finished"]
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(photographs, tmp_path, monkeypatch):
-    whole = train(options(photographs, tmp_path / "whole"), quiet=True)
+@contextlib.contextmanager
+def killed_after_three_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A run saves itself, and is no more."""
     step = module._take_step
 
-    def killed_after_three(run: Any, x: torch.Tensor) -> Any:
+    def killed(run: Any, x: torch.Tensor) -> Any:
         if run.step == 3:
             module.save_run(run)
             raise KeyboardInterrupt
         return step(run, x)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "_take_step", killed_after_three)
+        patch.setattr(module, "_take_step", killed)
+        yield
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(photographs, tmp_path, monkeypatch):
+    whole = train(options(photographs, tmp_path / "whole"), quiet=True)
+    with killed_after_three_steps(monkeypatch):
         train(options(photographs, tmp_path / "cut"), quiet=True)
     assert load_state(tmp_path / "cut" / "checkpoint").step == 3
     resumed = train(options(photographs, tmp_path / "cut", resume=True), quiet=True)
@@ -144,16 +153,7 @@ def test_a_run_that_goes_on_starts_nothing_anew(photographs, tmp_path, monkeypat
 def test_a_balanced_run_that_was_killed_goes_on_to_the_same_weights(photographs, tmp_path, monkeypatch):
     changes: dict[str, Any] = {"part": "coarse", "balance": 0.3, "rates_from": tmp_path / "whole" / "rates.json"}
     whole = train(options(photographs, tmp_path / "whole", **{**changes, "rates_from": None}), quiet=True)
-    step = module._take_step
-
-    def killed_after_three(run: Any, x: torch.Tensor) -> Any:
-        if run.step == 3:
-            module.save_run(run)
-            raise KeyboardInterrupt
-        return step(run, x)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "_take_step", killed_after_three)
+    with killed_after_three_steps(monkeypatch):
         train(options(photographs, tmp_path / "cut", **changes), quiet=True)
     resumed = train(options(photographs, tmp_path / "cut", resume=True, **changes), quiet=True)
     assert read_info(resumed).fingerprint == read_info(whole).fingerprint
