@@ -18,6 +18,8 @@ INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 _KNOWN = f"known are {', '.join(INPUT_FORMATS)}"
 _RAW = "a raw photograph, which is not read here: develop it to TIFF or JPEG first"
 _PREVIEW = "its first picture is only a preview of another, as in raw photographs: develop it to TIFF or JPEG first"
+_CR2 = b"II*\0\x10\0\0\0CR\x02"
+"""How raw photographs of Canon's begin, and no other TIFF: its first directory lies behind that."""
 _STRANGERS = (
     (re.escape(MAGIC), "a .tcm file, which is coded already: decode it"),
     (rb"8BPS", "a Photoshop document, which is not read here: export it as PNG or TIFF"),
@@ -27,11 +29,12 @@ _STRANGERS = (
         rb"....ftyp(?!.{0,120}avi[fs]).{0,120}(hei[cxms]|hev[cx])",
         "a HEIC file, which is not read here: export it as JPEG",
     ),
-    (rb"....ftypcrx |II(RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|II\*\0....CR", _RAW),
+    (rb"....ftypcrx |II(RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|" + re.escape(_CR2), _RAW),
 )
 """How files of other kinds begin."""
 
-_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 259, 262, 339
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+_COMPRESSION = 259
 _NEW_SUBFILE_TYPE, _DNG_VERSION, _OF_SENSORS = 254, 50706, (32803, 34892)
 _COLOURS = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab", 9: "Lab", 10: "Lab"}
 _SAMPLES = {1: "whole numbers", 2: "numbers with a sign", 3: "floating-point numbers"}
@@ -127,8 +130,8 @@ def _tiff(data: bytes, error: Exception) -> ModelError:
         return UnsupportedImage(f"a TIFF of compression {compression!r:.20}, which is not read here: save it with LZW")
     if str(error) != "unknown pixel mode":
         return _named("TIFF", error)
-    (kind, *_), bits = tags.get(_SAMPLE_FORMAT, (1,)), tags.get(_BITS, (1,))
-    colours, samples = _COLOURS.get(tags.get(_PHOTOMETRIC, 0), "some colours"), _SAMPLES.get(kind, "samples")
+    (kind, *_), bits = tags.get(SAMPLE_FORMAT, (1,)), tags.get(BITS, (1,))
+    colours, samples = _COLOURS.get(tags.get(PHOTOMETRIC, 0), "some colours"), _SAMPLES.get(kind, "samples")
     order = ", the lowest first" if tags.get(TiffImagePlugin.FILLORDER) == 2 else ""
     return UnsupportedImage(
         f"a TIFF of {colours} in {samples} of {'+'.join(map(str, bits[:6]))} bits{order}, which is not read here: "
@@ -138,7 +141,7 @@ def _tiff(data: bytes, error: Exception) -> ModelError:
 
 def _no_photograph(tags: Any) -> str | None:
     """Why the first picture in a TIFF is not the one that people mean."""
-    if _DNG_VERSION in tags or tags.get(_PHOTOMETRIC) in _OF_SENSORS:
+    if _DNG_VERSION in tags or tags.get(PHOTOMETRIC) in _OF_SENSORS:
         return _RAW
     preview = tags.get(_NEW_SUBFILE_TYPE, 0)
     return _PREVIEW if isinstance(preview, int) and preview & 1 else None
@@ -163,7 +166,7 @@ def check_kind(image: Image.Image) -> None:
 
 def _check_file(image: ImageFile.ImageFile, file: IO[bytes]) -> None:
     file.seek(0)
-    if image.format == "TIFF" and file.read(10)[8:] == b"CR":
+    if image.format == "TIFF" and file.read(len(_CR2)) == _CR2:
         raise UnsupportedImage(_RAW)
     if image.info.get("icc_profile"):
         return  # it says what the colours are, to those who do not know the numbers

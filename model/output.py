@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from model import metadata, profiles, tiff
 from model.container import MAX_METADATA
 from model.errors import OutputLimit
-from model.pixels import Picture, mean_of_channels, to_pil
+from model.pixels import Picture, bare, mean_of_channels
 
 OUTPUT_FORMATS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 4},
@@ -54,7 +54,7 @@ def write_image(picture: Picture, file_format: str) -> bytes:
     picture = _as_stated(picture, file_format)
     if file_format == "tiff":
         return _write_tiff(picture)
-    image = to_pil(picture)
+    image = bare(picture)
     if file_format == "jpeg" and picture.alpha is not None:
         ground = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(ground, image.convert("RGBA")).convert("L" if picture.grey else "RGB")

@@ -21,8 +21,6 @@ from model.errors import CorruptImage, ModelError, UnsupportedImage, reason
 
 Pixels = NDArray[np.uint8]
 
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-
 
 def no_limit_of_pillow() -> None:
     """For programs of ours, whose readers check the size in the header themselves: pictures of any size may be opened.
@@ -173,13 +171,13 @@ def _to_eight_bits(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, 
 def _from_integers(image: Image.Image) -> Image.Image:
     """Grey of 16 bits, whatever Pillow calls it; of TIFF's many kinds those whose range is known."""
     tags = getattr(image, "tag_v2", {})
-    (bits, *_), (kind, *_) = tags.get(_BITS, (16,)), tags.get(_SAMPLE_FORMAT, (1,))
+    (bits, *_), (kind, *_) = tags.get(kinds.BITS, (16,)), tags.get(kinds.SAMPLE_FORMAT, (1,))
     if bits > 16 or kind != 1:
         raise UnsupportedImage("integers of 32 bits or with a sign have no stated range: convert to 8 or 16 bits first")
     most = (1 << bits) - 1
     stored = np.asarray(image)
     samples = np.clip(stored, 0, most).astype(np.uint32)
-    if tags.get(_PHOTOMETRIC) == 0:  # white is zero
+    if tags.get(kinds.PHOTOMETRIC) == 0:  # white is zero
         samples = most - samples
     samples *= 255
     samples += most // 2
@@ -193,13 +191,19 @@ def _from_integers(image: Image.Image) -> Image.Image:
 
 def to_pil(picture: Picture) -> Image.Image:
     """The picture as a PIL image in L, LA, RGB or RGBA; metadata lie in `info`, where Pillow looks for them."""
-    image = Image.fromarray(mean_of_channels(picture.rgb) if picture.grey else picture.rgb)
-    if picture.alpha is not None:
-        image.putalpha(Image.fromarray(picture.alpha))
+    image = bare(picture)
     exif, xmp = metadata.upright_exif(picture.exif), metadata.upright_xmp(picture.xmp)  # whoever wrote the bitstream
     for key, block in (("icc_profile", picture.icc), ("exif", exif), ("xmp", xmp)):
         if block is not None:
             image.info[key] = block
+    return image
+
+
+def bare(picture: Picture) -> Image.Image:
+    """As `to_pil`, without metadata."""
+    image = Image.fromarray(mean_of_channels(picture.rgb) if picture.grey else picture.rgb)
+    if picture.alpha is not None:
+        image.putalpha(Image.fromarray(picture.alpha))
     return image
 
 

@@ -59,6 +59,8 @@ def with_room(device: torch.device, work: Callable[[], _T]) -> _T:
     """Do it on a device of which the caller holds the lock.
 
     Where memory runs out, once more without what is recorded; where something cannot be recorded, without recording it.
+    That ends: what could not be recorded never is again, and what was forgotten is not recorded within the same work,
+    which runs a program of a shape once on each runner.
 
     Raises:
         OutOfMemory: there is not enough even so.

@@ -17,8 +17,11 @@ from model.devices import index_of
 from model.stages import Heartbeat, unwatched
 
 
-class RecordingFailed(RuntimeError):
-    """A program could not be recorded to its end: it is to be run once more, as it is."""
+class RecordingFailed(Exception):
+    """A program could not be recorded to its end: it is to be run once more, as it is.
+
+    No RuntimeError: whatever its cause was, it says nothing of the device.
+    """
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -106,8 +107,8 @@ class Protocol(Connection):
         super().on_headers_complete()
 
     def _join_lists(self) -> None:
-        names = [name for name, _ in self.headers if name in _LISTS]
-        for name in {name for name in names if names.count(name) > 1}:
+        times = Counter(name for name, _ in self.headers if name in _LISTS)
+        for name in [name for name, count in times.items() if count > 1]:
             joined = b", ".join(value for key, value in self.headers if key == name)
             self.headers[:] = [header for header in self.headers if header[0] != name] + [(name, joined)]
 
@@ -169,9 +170,10 @@ class Protocol(Connection):
             status=problem.status,
             detail=problem.detail,
         )
-        app: Any = self.config.app
-        context: Context = app.state.context
-        context.metrics.requests.labels(UNMATCHED, "other", problem.status).inc()
+        if not under_way:  # else its handler's end is counted
+            app: Any = self.config.app
+            context: Context = app.state.context
+            context.metrics.requests.labels(UNMATCHED, "other", problem.status).inc()
         body = problem.document(request_id)
         headers = {
             "Content-Type": MEDIA_TYPE,

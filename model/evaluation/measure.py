@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,27 @@ def load_records(path: Path) -> dict[tuple[str, str, str], Record]:
     return records
 
 
+class _LeftOut(Exception):
+    """An image that cannot be measured, and why."""
+
+
+@contextlib.contextmanager
+def _left_out(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OutOfMemory, DeviceLost):
+        raise
+    except (ModelError, OSError, ValueError) as error:
+        raise _LeftOut(f"{what}: {error}") from None
+
+
+def _read(path: Path) -> tuple[str, Pixels]:
+    """Digest and pixels of an image file."""
+    with _left_out(path.name):
+        data = path.read_bytes()
+        return hashlib.sha256(data).hexdigest()[:16], read_image(data).rgb
+
+
 def measure(
     coders: Sequence[Coder],
     images: Iterable[Path],
@@ -103,6 +125,7 @@ def measure(
 
     Raises:
         ValueError: all of them were.
+        OSError: the results cannot be written.
     """
     known = load_records(results)
     records = []
@@ -111,21 +134,18 @@ def measure(
         for path in images:
             of_image: list[Record] = []
             try:
-                data = path.read_bytes()
-                digest, pixels = hashlib.sha256(data).hexdigest()[:16], read_image(data).rgb
+                digest, pixels = _read(path)
                 for coder in coders:
                     record = known.get((coder.name, coder.setting, digest))
                     if record is None:
-                        record = _measure_one(coder, path.name, digest, pixels)
+                        with _left_out(f"{path.name}: {coder.setting}"):
+                            record = _measure_one(coder, path.name, digest, pixels)
                         log.write(json.dumps(dataclasses.asdict(record)) + "\n")
                         log.flush()
                     of_image.append(record)
                     advance(path.name)
-            except (OutOfMemory, DeviceLost):
-                raise
-            except (ModelError, OSError, ValueError) as error:
-                by = f"{coders[len(of_image)].setting}: " if of_image else ""
-                skipped(f"{path.name}: {by}{error}")
+            except _LeftOut as why:
+                skipped(str(why))
                 continue
             records += of_image
     if not records:

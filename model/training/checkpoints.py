@@ -59,16 +59,19 @@ def save_state(folder: Path, state: RunState) -> None:
         OSError: it cannot be written; the old one stays.
     """
     _, fresh, stale = places(folder)
-    if stale.exists() and fresh.exists() and not folder.exists():  # a kill hit between the renames: fresh is whole
+    part = folder.with_name(folder.name + ".part")  # of which only what is whole gets a name that is read
+    if fresh.exists() and not folder.exists():  # a kill hit between the renames
         fresh.rename(folder)
-    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)
     try:
-        fresh.mkdir(parents=True)
-        _write(fresh, state)
+        part.mkdir(parents=True)
+        _write(part, state)
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch covers it with its own
         raise OSError(f"{folder}: cannot be written ({getattr(cause, 'strerror', None) or cause})") from None
+    shutil.rmtree(fresh, ignore_errors=True)
+    part.rename(fresh)
     shutil.rmtree(stale, ignore_errors=True)
     if folder.exists():
         folder.rename(stale)

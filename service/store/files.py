@@ -44,7 +44,8 @@ class Files:
         """
         try:
             self._make(self._root)
-            (self._root / _MARK).touch()
+            if not (self._root / _MARK).exists():  # it may be another user's
+                (self._root / _MARK).touch()
         except OSError as error:
             raise OSError(f"the store's folder {self._root} cannot be made: {error.strerror}") from error
         if not os.access(self._root, os.W_OK | os.X_OK):

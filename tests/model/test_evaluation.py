@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -88,6 +89,17 @@ def test_curves_are_of_the_same_images(folder, tmp_path):
     assert any("photo.png" in why and "q50" in why and "too wide" in why for why in skipped)
     with pytest.raises(ValueError, match="not one of the images"):
         measure(coders, [folder / "broken.png"], tmp_path / "r.jsonl")
+
+
+def test_a_disk_that_takes_no_results_ends_it(folder, tmp_path):
+    """Not every image in vain, as if each were at fault."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            measure([PillowCoder("JPEG", "JPEG", 50)], images_in(folder), tmp_path / "r.jsonl")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_bd_rate_of_a_codec_that_needs_half_the_bits():

@@ -115,10 +115,21 @@ def test_a_raw_photograph_is_not_its_preview(tags):
 
 def test_a_raw_photograph_by_its_beginning():
     file = bombs.honest_tiff(8, 8, {}, bytes(64))
-    (directory,) = struct.unpack_from("<L", file, 4)
-    moved = b"II*\0" + struct.pack("<L", len(file)) + b"CR\2\0" + file[12:] + file[directory : directory + 500]
+    assert struct.unpack_from("<L", file, 4) == (8,)
+    moved = b"II*\0" + struct.pack("<L", 16) + b"CR\2\0" + bytes(4) + file[8:]
     with pytest.raises(UnsupportedImage, match="raw photograph"):
         read_image(moved)
+
+
+def test_pixels_that_spell_a_beginning_are_pixels():
+    """Found by looking over it: of TIFFs with their pixels first, two greys were enough to be a raw photograph."""
+    pixels = b"CR\2\0".ljust(64, b"\x80")
+    file = bombs.honest_tiff(8, 8, {}, bytes(64))
+    (count,) = struct.unpack_from("<H", file, 8)
+    entries = [file[at : at + 12] for at in range(10, 10 + 12 * count, 12)]
+    entries = [e if e[:2] != b"\x11\x01" else e[:8] + struct.pack("<L", 8) for e in entries]  # the strip's place
+    first = b"II*\0" + struct.pack("<L", 72) + pixels + file[8:10] + b"".join(entries) + bytes(4)
+    assert read_image(first).rgb[0, :4, 0].tolist() == [67, 82, 2, 0]
 
 
 @pytest.mark.parametrize("transfer", [13, 16, 18])

@@ -247,3 +247,15 @@ def test_memory_that_runs_out_while_recording(runner, cuda):
 def test_memory_of_libraries_that_runs_out_is_named(message):
     with pytest.raises(devices.OutOfMemory), devices.memory_errors(torch.device("cpu")):
         raise RuntimeError(message)
+
+
+def test_what_cannot_be_recorded_for_want_of_memory_runs_as_it_is(runner, cuda):
+    """Libraries say it as a RuntimeError: it cost all other recordings, or was told to the client."""
+
+    def fail(here):
+        if here == 2:
+            raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
+
+    go(runner, "a"), go(runner, "b"), go(runner, "b")
+    assert go(runner, "a", fail) == 3
+    assert recorded(runner) == ["b"]

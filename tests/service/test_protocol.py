@@ -107,6 +107,15 @@ def test_the_size_of_a_head_is_the_same_however_it_is_cut(port: int, pieces: int
         assert answer.startswith(b"HTTP/1.1 " + code), (size, answer[:100])
 
 
+def test_lists_of_very_many_lines_hold_nobody_up(port: int) -> None:
+    """A head is joined in one pass: work that grows with the square of its lines is everybody's time."""
+    joined = Protocol.__new__(Protocol)
+    joined.headers = [(b"accept", b"image/webp"), (b"host", b"x"), *[(b"accept", b"a/b")] * 200_000]
+    joined._join_lists()  # takes minutes otherwise
+    assert [name for name, _ in joined.headers] == [b"host", b"accept"]
+    assert joined.headers[1][1].startswith(b"image/webp, a/b, a/b")
+
+
 def test_what_is_refused_before_it_is_a_request_is_counted(port: int) -> None:
     def counted(code: str) -> float:
         labels = {"route": "unmatched", "method": "other", "code": code}

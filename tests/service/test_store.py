@@ -252,6 +252,12 @@ def test_a_folder_that_is_no_longer_there_is_no_empty_store(tmp_path: Path) -> N
     assert [meta.id for meta in files.entries()] == [digest]
 
 
+def test_a_mark_of_another_user_is_a_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Files(tmp_path).make()
+    monkeypatch.setattr(Path, "touch", mock.Mock(side_effect=PermissionError))
+    Files(tmp_path).make()
+
+
 def test_what_does_not_belong_there_is_left_alone(tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.write(identify(DATA[0]), DATA[0])

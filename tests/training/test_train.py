@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -95,6 +96,26 @@ def test_a_run_is_not_overwritten(photographs, tmp_path):
     train(options(photographs, tmp_path, steps=1), quiet=True)
     with pytest.raises(ValueError, match="--resume"):
         train(options(photographs, tmp_path, steps=1), quiet=True)
+
+
+def test_a_full_disk_costs_no_checkpoint_that_is_there(tmp_path, monkeypatch):
+    """Found by looking over it: after a kill in the first save, the only whole one was removed before the next."""
+    folder, state = tmp_path / "checkpoint", RunState(1, 1.0, [], {"w": torch.ones(1)}, {}, "{}")
+    save_state(folder, state)
+    folder.rename(tmp_path / "checkpoint.new")
+    monkeypatch.setattr("model.training.checkpoints.torch.save", mock.Mock(side_effect=OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        save_state(folder, dataclasses.replace(state, step=2))
+    assert load_state(folder).step == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_kill_in_the_first_save_leaves_no_run(photographs, tmp_path):
+    """What it had written is no checkpoint, and must not have to be removed by hand."""
+    (tmp_path / "checkpoint.part").mkdir()
+    (tmp_path / "checkpoint.part" / "optimiser.pt").write_bytes(b"half")
+    assert train(options(photographs, tmp_path, steps=1), quiet=True).exists()
+    assert not (tmp_path / "checkpoint.part").exists()
 
 
 @pytest.mark.parametrize("left", ["checkpoint.new", "checkpoint.old"])
