@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from fractions import Fraction
 
 _MOST = 4096
 """Boxes, or entries, in a box that are looked at; an honest file has some dozens."""
@@ -15,6 +16,21 @@ def properties(data: bytes) -> list[tuple[bytes, bytes]]:
         return _properties(data)
     except (struct.error, LookupError):
         return []
+
+
+def clean_aperture(content: bytes, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Edges of what is to be shown of a picture, by its property `clap`; none where these are no pixels of it."""
+    try:
+        numbers = struct.unpack_from(">LLLLlLlL", content)
+        wide, high, right, down = (Fraction(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True))
+    except (struct.error, ZeroDivisionError):
+        return None
+    left, top = (size[0] - wide) / 2 + right, (size[1] - high) / 2 + down
+    edges = (left, top, left + wide, top + high)
+    whole = all(edge.denominator == 1 for edge in edges)
+    if not (whole and 0 <= left < edges[2] <= size[0] and 0 <= top < edges[3] <= size[1]):
+        return None
+    return int(left), int(top), int(edges[2]), int(edges[3])
 
 
 def without_exif(data: bytes) -> bytes:

@@ -69,8 +69,8 @@ class Container:
         return self.width * self.height
 
     def without_metadata(self) -> Container:
-        """The same image with ICC profile, EXIF and XMP left out."""
-        return replace(self, icc=None, exif=None, xmp=None)
+        """The same image with EXIF and XMP left out. The profile stays: it says what the coded colours are."""
+        return replace(self, exif=None, xmp=None)
 
 
 def write_container(container: Container) -> bytes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import re
-from typing import IO, Any
+from typing import Any
 
 from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
-from model import avif
+from model import avif, colours
 from model.container import MAGIC, MAX_METADATA
 from model.errors import CorruptImage, ModelError, TooManyPixels, UnsupportedImage, reason
 
@@ -38,8 +38,6 @@ _COMPRESSION = 259
 _NEW_SUBFILE_TYPE, _DNG_VERSION, _OF_SENSORS = 254, 50706, (32803, 34892)
 _COLOURS = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab", 9: "Lab", 10: "Lab"}
 _SAMPLES = {1: "whole numbers", 2: "numbers with a sign", 3: "floating-point numbers"}
-_HDR = (16, 18)
-"""PQ and HLG, as ITU-T H.273 numbers them."""
 _SELDOM = ("webp", "tiff_sgilog", "tiff_sgilog24", "tiff_thunderscan")
 """Compressions of TIFF that Pillow knows by name and its libtiff is often built without."""
 
@@ -157,42 +155,15 @@ def check_kind(image: Image.Image) -> None:
         raise UnsupportedImage(why)
     if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.fp is None:
         return  # no file, or loaded by others: what is left does not say it
-    place = image.fp.tell()
-    try:
-        _check_file(image, image.fp)
-    finally:
+    if image.format == "TIFF":
+        place = image.fp.tell()
+        image.fp.seek(0)
+        beginning = image.fp.read(len(_CR2))
         image.fp.seek(place)
-
-
-def _check_file(image: ImageFile.ImageFile, file: IO[bytes]) -> None:
-    file.seek(0)
-    if image.format == "TIFF" and file.read(len(_CR2)) == _CR2:
-        raise UnsupportedImage(_RAW)
-    if image.info.get("icc_profile"):
-        return  # it says what the colours are, to those who do not know the numbers
-    if (image.format == "PNG" and _of_png(file) in _HDR) or (image.format == "AVIF" and _of_avif(file) in _HDR):
+        if beginning == _CR2:
+            raise UnsupportedImage(_RAW)
+    if (found := colours.stated(image)) and found.hdr:
         raise UnsupportedImage("its brightness is coded as HDR (PQ or HLG), which is not read here: convert it to SDR")
-
-
-def _of_png(file: IO[bytes]) -> int | None:
-    """The transfer function that a PNG states, by its number in ITU-T H.273."""
-    place = 8
-    while True:
-        file.seek(place)
-        chunk = file.read(12)
-        if len(chunk) < 12 or chunk[4:8] == b"IDAT":
-            return None
-        if chunk[4:8] == b"cICP":
-            return chunk[9]
-        place += 12 + int.from_bytes(chunk[:4], "big")
-
-
-def _of_avif(file: IO[bytes]) -> int | None:
-    """As `_of_png`, of an AVIF."""
-    for kind, content in avif.properties(file.read()):
-        if kind == b"colr" and content.startswith(b"nclx"):
-            return int.from_bytes(content[6:8], "big")
-    return None
 
 
 def undecodable(image: Image.Image, error: Exception) -> ModelError:

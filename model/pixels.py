@@ -3,7 +3,7 @@
 What goes in comes back with the same size, mode family (L, LA, RGB, RGBA) and metadata. Conversions, once and stated:
 EXIF orientation is applied to the pixels and taken out of the metadata; 16-bit samples are rounded to 8 (of colour and
 of alpha, their high bytes are taken); palette and CMYK become RGB (CMYK through its profile, which is then dropped); of
-an animation the first frame is taken.
+an animation the first frame is taken; without metadata, colours of a profile become those of sRGB.
 """
 
 from __future__ import annotations
@@ -135,11 +135,29 @@ def _picture(image: Image.Image, keep_metadata: bool) -> Picture:
         samples = samples[..., :-1]
     if grey:
         samples = np.broadcast_to(samples.reshape(image.height, image.width, 1), (image.height, image.width, 3))
-    picture = Picture(np.array(samples), grey, alpha)  # a copy: torch wants memory that may be written
-    if not keep_metadata:
-        return picture
     icc = None if converted else profiles.fitting(metadata.bounded(icc), grey=grey)
-    return replace(picture, icc=icc, exif=metadata.bounded(exif), xmp=xmp)
+    picture = Picture(np.array(samples), grey, alpha, icc)  # a copy: torch wants memory that may be written
+    if not keep_metadata:
+        return in_srgb(picture)
+    return replace(picture, exif=metadata.bounded(exif), xmp=xmp)
+
+
+def in_srgb(picture: Picture) -> Picture:
+    """The same colours without a profile; the same numbers where it is broken. Greys in a profile of grey stay grey."""
+    if picture.icc is None:
+        return picture
+    rgb = picture.rgb
+    if picture.grey and profiles.of_grey(picture.icc):
+        greys = profiles.greys_in_srgb(picture.icc)
+        rgb = rgb if greys is None else _three(greys[mean_of_channels(rgb)])
+    elif turned := profiles.in_srgb(Image.fromarray(rgb), picture.icc):
+        rgb = np.array(turned)
+        rgb = _three(mean_of_channels(rgb)) if picture.grey else rgb
+    return replace(picture, icc=None, rgb=rgb)
+
+
+def _three(grey: Pixels) -> Pixels:
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def _to_eight_bits(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bool]:

@@ -1,4 +1,4 @@
-"""Colour profiles (ICC.1): which picture one fits, and what its numbers are in sRGB."""
+"""Colour profiles (ICC.1): which picture one fits, what its numbers are in sRGB, and one for colours of numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ from PIL import Image, ImageCms
 _FOREIGN = {True: (b"CMYK", b"Lab "), False: (b"CMYK", b"Lab ", b"GRAY")}
 """Spaces of profiles that fit no grey picture, and none of colours."""
 _MOST_TAGS = 256
+
+Primaries = tuple[float, float, float, float, float, float, float, float]
+"""x and y (CIE 1931) of white, red, green and blue."""
+SRGB: Primaries = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+_D50 = np.array([0.9642, 1.0, 0.8249])
+_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+_MOST = 4.0
+"""XYZ that no screen's primaries reach."""
+_SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
 
 def fitting(icc: bytes | None, *, grey: bool) -> bytes | None:
@@ -74,3 +83,73 @@ def _curve(content: bytes) -> NDArray[np.float64]:
         return np.power(numbers, power)
     factor, offset, slope, start = pieces
     return np.where(numbers < start, slope * numbers, (factor * numbers + offset) ** power)
+
+
+def made(primaries: Primaries, power: float | None, *, grey: bool) -> bytes | None:
+    """A profile (ICC.1:2010) of pictures whose colours are mixed from three primaries, or of greys alone.
+
+    Args:
+        primaries: of the colours; greys have no need of them.
+        power: of the number (0 to 1) that gives the light; none for the curve of sRGB.
+        grey: for pictures in grey.
+
+    Returns:
+        Some 500 bytes; nothing where no colours can be mixed like that.
+    """
+    curve = (0, power) if power is not None else (3, *_SRGB_CURVE)
+    light = struct.pack(">4s4xHxx", b"para", curve[0]) + _numbers(*curve[1:])
+    tags = {b"desc": _text("numbered colours"), b"cprt": _text("no copyright"), b"wtpt": _xyz(_D50)}
+    if grey:
+        return _profile(b"GRAY", tags | {b"kTRC": light})
+    try:
+        with np.errstate(all="raise"):
+            columns, adaptation = _mixed(np.array(primaries).reshape(4, 2))
+    except (np.linalg.LinAlgError, FloatingPointError, ValueError):
+        return None
+    tags[b"chad"] = b"sf32" + bytes(4) + _numbers(*adaptation.ravel())
+    for name, column in zip((b"r", b"g", b"b"), columns.T, strict=True):
+        tags |= {name + b"XYZ": _xyz(column), name + b"TRC": light}
+    return _profile(b"RGB ", tags)
+
+
+def _mixed(xy: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """XYZ of red, green and blue as columns, on white paper in the light of D50; and what brought them there.
+
+    Raises:
+        ValueError, numpy.linalg.LinAlgError, FloatingPointError: they mix to no white, or to one that cannot be told.
+    """
+    white, *colours = (np.array([x / y, 1, (1 - x - y) / y]) for x, y in xy)
+    columns = np.stack(colours, axis=1)
+    shares = np.linalg.solve(columns, white)
+    columns = columns * shares
+    adaptation = np.linalg.inv(_BRADFORD) @ np.diag(_BRADFORD @ _D50 / (_BRADFORD @ white)) @ _BRADFORD
+    columns = adaptation @ columns
+    if not ((shares > 0).all() and max(np.abs(columns).max(), np.abs(adaptation).max()) <= _MOST):
+        raise ValueError("not colours that a screen could have")
+    return columns, adaptation
+
+
+def _profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    place, table, body = 132 + 12 * len(tags), b"", b""
+    for name, content in tags.items():
+        at = body.find(content)  # the three curves are one
+        if at < 0 or at % 4:
+            at, body = len(body), body + content + bytes(-len(content) % 4)
+        table += struct.pack(">4sLL", name, place + at, len(content))
+    head = struct.pack(">L4xL4s4s4s12x4s28x", place + len(body), 0x04300000, b"mntr", space, b"XYZ ", b"acsp")
+    head = (head + _numbers(*_D50)).ljust(128, b"\0")
+    return head + struct.pack(">L", len(tags)) + table + body
+
+
+def _numbers(*values: float) -> bytes:
+    return struct.pack(f">{len(values)}l", *(round(65536 * value) for value in values))
+
+
+def _xyz(values: NDArray[np.float64]) -> bytes:
+    return b"XYZ " + bytes(4) + _numbers(*values)
+
+
+def _text(text: str) -> bytes:
+    """In one language."""
+    coded = text.encode("utf-16-be")
+    return struct.pack(">4s4xLL4sLL", b"mluc", 1, 12, b"enUS", len(coded), 28) + coded

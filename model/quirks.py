@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from PIL import Image, ImageFile
 
-from model import avif
+from model import avif, colours
 
 _SCALES = {"L;2": (0x3, 85), "L;4": (0xF, 17)}
 """Greys of PNG that Pillow brings to eight bits, but not the key among them: its bits, and the factor."""
 _MONOCHROME = 0x10
+_GREY = ("1", "L", "LA", "I", "I;16", "I;16B")
 
 
 def loaded(image: Image.Image) -> Image.Image:
@@ -20,14 +21,23 @@ def loaded(image: Image.Image) -> Image.Image:
     if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         image.load()
         return image
+    numbers = colours.stated(image)
+    image = _loaded(image)
+    if numbers and (icc := numbers.profile(grey=image.mode in _GREY)):
+        image.info["icc_profile"] = icc
+    return image
+
+
+def _loaded(image: ImageFile.ImageFile) -> Image.Image:
+    if image.format == "AVIF":
+        return _loaded_avif(image)
     tile = image.tile[0]
     if image.format == "PNG":
         _scale_key(image, tile.args)
     elif image.format == "TIFF":
         _to_bytes(image)
-    monochrome = image.format == "AVIF" and image.mode == "RGBA" and _is_monochrome(image)
     image.load()
-    if monochrome or tile.args == "LA;16B":  # grey with alpha, which Pillow has no other mode for
+    if tile.args == "LA;16B":  # grey with alpha, which Pillow has no other mode for
         return image.convert("LA")
     if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getbbox() is None:
         return image.convert("RGB")  # whose alpha nobody has filled in
@@ -53,14 +63,17 @@ def _to_bytes(image: Image.Image) -> None:
             image.info.pop(name, None)
 
 
-def _is_monochrome(image: ImageFile.ImageFile) -> bool:
-    if image.fp is None:
-        return False
-    image.fp.seek(0)
-    return any(
-        kind == b"av1C" and len(content) > 2 and bool(content[2] & _MONOCHROME)
-        for kind, content in avif.properties(image.fp.read())
-    )
+def _loaded_avif(image: ImageFile.ImageFile) -> Image.Image:
+    said: dict[bytes, bytes] = {}
+    if image.fp is not None:
+        image.fp.seek(0)
+        said = dict(avif.properties(image.fp.read()))
+    image.load()
+    shown: Image.Image = image
+    if box := avif.clean_aperture(said.get(b"clap", b""), image.size):
+        shown = image.crop(box)
+    monochrome = any(byte & _MONOCHROME for byte in said.get(b"av1C", b"")[2:3])
+    return shown.convert("LA") if monochrome and image.mode == "RGBA" else shown
 
 
 def _beyond_frame(image: Image.Image, frame: tuple[int, int, int, int] | None) -> Image.Image:

@@ -110,7 +110,7 @@ def encode(
         int | None,
         typer.Option(min=1, max=6, help="1 (small) to 6 (fine): the model whose λ is nearest.", show_default=False),
     ] = None,
-    metadata: Annotated[str, typer.Option(help="keep or strip ICC profile, EXIF and XMP.")] = "keep",
+    metadata: Annotated[str, typer.Option(help="keep or strip ICC profile (then in sRGB), EXIF and XMP.")] = "keep",
     force: Force = False,
     device: Device = "auto",
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,

@@ -22,7 +22,11 @@ Quality = Annotated[
     Query(ge=1, le=6, description="Instead of a name: the model of the default's family whose λ is nearest."),
 ]
 Metadata = Annotated[
-    Literal["keep", "strip"], Query(description="Whether ICC profile, EXIF and XMP go into the bitstream.")
+    Literal["keep", "strip"],
+    Query(
+        description="Whether ICC profile, EXIF and XMP go into the bitstream. Colours that lose "
+        "their profile are brought to sRGB; a ready bitstream keeps its own, as its colours are coded already."
+    ),
 ]
 TimeoutMs = Annotated[
     int | None, Query(ge=1, description="Deadline of the whole request; capped by the server.", examples=[5000])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -47,6 +48,63 @@ def test_what_is_no_avif_has_no_properties():
         avif.without_exif(file[:end])
     for place in range(len(file)):
         avif.properties(file[:place] + b"\xff" + file[place + 1 :])
+
+
+def with_property(file: bytes, kind: bytes, content: bytes) -> bytes:
+    """A file of libavif's, of one picture, with one more property of it."""
+    data, grown = bytearray(file), box(kind, content)
+
+    def start(name: bytes) -> int:
+        assert data.count(name) == 1
+        return data.index(name) - 4
+
+    def add(name: bytes, offset: int, more: int, form: str = ">L") -> None:
+        place = start(name) + offset
+        struct.pack_into(form, data, place, struct.unpack_from(form, data, place)[0] + more)
+
+    def end(name: bytes) -> int:
+        return start(name) + int.from_bytes(data[start(name) :][:4], "big")
+
+    last, place = end(b"ipco"), start(b"ipco") + 8
+    index = 1
+    while place < last:
+        place, index = place + int.from_bytes(data[place : place + 4], "big"), index + 1
+    place = end(b"ipma") - (b"irot" in data)  # pictures are cut before they are turned
+    data[place:place] = bytes([0x80 | index])
+    data[last:last] = grown
+    add(b"ipma", 0, 1)
+    add(b"ipma", 18, 1, ">B")  # how many properties the picture has
+    add(b"ipco", 0, len(grown))
+    add(b"iprp", 0, len(grown) + 1)
+    add(b"meta", 0, len(grown) + 1)
+    for item in range(struct.unpack_from(">H", data, start(b"iloc") + 14)[0]):
+        add(b"iloc", 22 + 14 * item, len(grown) + 1)  # where its bytes lie
+    return bytes(data)
+
+
+def clap(wide: int, high: int, right: tuple[int, int], down: tuple[int, int]) -> bytes:
+    return struct.pack(">LLLLlLlL", wide, 1, high, 1, *right, *down)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_clean_aperture_is_what_is_shown(photo, turned):
+    """It was shown whole; browsers cut before they turn."""
+    exif = exif_of((274, 3, 1, b"\6")) if turned else b""
+    file = bombs.file_of(photo.crop((0, 0, 96, 64)), "AVIF", exif=exif[6:])
+    whole = read_image(file).rgb
+    shown = read_image(with_property(file, b"clap", clap(40, 30, (-8, 1), (5, 1)))).rgb  # edges: 20, 22, 60, 52
+    np.testing.assert_array_equal(shown, whole[20:60, 64 - 52 : 64 - 22] if turned else whole[22:52, 20:60])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        clap(40, 30, (1, 3), (0, 1)), clap(40, 30, (0, 0), (0, 1)), clap(40, 30, (29, 1), (0, 1)),
+        clap(41, 30, (0, 1), (0, 1)), clap(0, 30, (0, 1), (0, 1)), clap(98, 64, (0, 1), (0, 1)), b"", bytes(32),
+    ],
+)  # fmt: skip
+def test_an_aperture_that_is_none_cuts_nothing(content):
+    assert avif.clean_aperture(content, (96, 64)) is None
 
 
 @pytest.mark.parametrize(("tag", "text"), [(282, b"72\0"), (296, b"2\0"), (40965, b"x\0")])

@@ -88,6 +88,10 @@ def test_metadata_of_a_ready_bitstream_can_be_left_out(server: Server, bitstream
     noted = write_container(dataclasses.replace(read_container(bitstream), xmp=b"<secret/>"))
     response = server.client.post("/v1/bitstreams?metadata=strip", content=noted)
     assert response.headers["location"] == kept
+    with_profile = dataclasses.replace(read_container(bitstream), icc=b"what its colours are")
+    noted = write_container(dataclasses.replace(with_profile, exif=b"Exif\0\0secret"))
+    location = server.client.post("/v1/bitstreams?metadata=strip", content=noted).headers["location"]
+    assert server.client.get(location).content == write_container(with_profile)
 
 
 def test_headers_of_the_bytes(server: Server, bitstream: bytes, kept: str) -> None:

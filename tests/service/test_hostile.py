@@ -25,6 +25,12 @@ ANSWERS = {200, 400, 406, 409, 413, 415, 422}
 SMALL = image_file(Image.new("RGB", (9, 9), "red"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def has_its_model(tight: Server) -> None:
+    """Loading it on a busy machine takes longer than these clients wait."""
+    assert tight.client.post("/v1/encode", params=TINY, content=SMALL).status_code == 200
+
+
 @pytest.fixture(autouse=True)
 def lives_on(tight: Server) -> Iterator[None]:
     """After each of these, the server encodes as before, and nothing was a 500."""
