@@ -153,7 +153,7 @@ class Codec:
     # ---- an image
 
     def encode(self, image: Image.Image, *, keep_metadata: bool = True) -> bytes:
-        """The .tcm file of an image of any mode and size.
+        """The .tcm file of an image of any mode and size; without `keep_metadata`, its colours are in sRGB.
 
         Raises:
             UnsupportedImage: an image of a kind that cannot be coded.

@@ -70,7 +70,11 @@ def read_image(
 ) -> Picture:
     """Decode an image file.
 
-    `announce` is told the number of pixels that the header promises, before any is decoded; it may raise.
+    Args:
+        data: the file.
+        max_pixels: that are taken.
+        keep_metadata: or neither EXIF nor XMP, and colours in sRGB, which need no profile.
+        announce: is told the number of pixels that the header promises, before any is decoded; it may raise.
 
     Raises:
         UnsupportedImage: not an image of a known format, or of a kind that cannot be coded.
