@@ -58,7 +58,7 @@ def _targets() -> dict[str, Callable[[], tuple[Callable[[Random], bytes], Callab
     from model.codec import Codec
     from tests.conftest import TINY, make_tiny
     from tests.fuzz import oracle, seeds
-    from tests.fuzz.mutate import damage, hostile
+    from tests.fuzz.mutate import damaged_image, hostile
 
     def tiny() -> Codec:
         path = Path(tempfile.mkdtemp()) / "tcm-tiny-mse-0.01.safetensors"
@@ -84,8 +84,7 @@ def _targets() -> dict[str, Callable[[], tuple[Callable[[Random], bytes], Callab
 
     def image() -> Any:
         files = seeds.images()
-        make = lambda rng: damage(rng, rng.choice(files), rng.choice(files))  # noqa: E731
-        return make, lambda data, _: oracle.image_file(data)
+        return lambda rng: damaged_image(rng, files), lambda data, _: oracle.image_file(data)
 
     def embedded() -> Any:
         return whole(Codec.load("tcm-xs-mse-0.0035", device="cpu"))

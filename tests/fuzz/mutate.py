@@ -83,6 +83,21 @@ def damage(rng: Random, data: bytes, other: bytes = b"") -> bytes:
     return data
 
 
+def damaged_image(rng: Random, files: Sequence[bytes]) -> bytes:
+    """One of these image files with accidents in it; in every other PNG its checksums fit again, as in a forged one."""
+    data = damage(rng, rng.choice(files), rng.choice(files))
+    return _sealed_png(data) if data.startswith(b"\x89PNG") and rng.random() < 0.5 else data
+
+
+def _sealed_png(data: bytes) -> bytes:
+    out, place = bytearray(data), 8
+    while place + 12 <= len(out):
+        end = place + 8 + int.from_bytes(out[place : place + 4], "big")
+        out[end : end + 4] = zlib.crc32(out[place + 4 : end]).to_bytes(4, "big")
+        place = end + 4
+    return bytes(out)
+
+
 # ---- a writer who knows the format
 
 

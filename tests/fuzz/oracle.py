@@ -129,6 +129,9 @@ def image_file(data: bytes) -> str:
     shape = (picture.height, picture.width)
     if picture.rgb.dtype != np.uint8 or picture.rgb.shape != (*shape, 3) or not 0 < shape[0] * shape[1] <= MAX_PIXELS:
         raise Find(f"a picture of {picture.rgb.shape}, {picture.rgb.dtype}")
+    bare = read_image(data, MAX_PIXELS, keep_metadata=False)
+    if bare.rgb.shape != picture.rgb.shape or bare.grey != picture.grey or bare.icc or bare.exif or bare.xmp:
+        raise Find("another picture without its metadata")
     if picture.alpha is not None and picture.alpha.shape != shape:
         raise Find(f"an alpha channel of {picture.alpha.shape} for {shape}")
     return "read"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from model.codec import Codec
 
@@ -58,6 +59,13 @@ def _images() -> Iterator[tuple[str, bytes]]:
     yield "PNG", _file(rgb.quantize(16), "PNG", transparency=3)
     yield "PNG", _file(rgb, "PNG", transparency=(1, 2, 3), exif=extras["exif"], icc_profile=extras["icc_profile"])
     yield "PNG", _file(rgb, "PNG", **frames)
+    numbered, measured = PngImagePlugin.PngInfo(), PngImagePlugin.PngInfo()
+    numbered.add(b"cICP", bytes([12, 13, 0, 1]))
+    measured.add(b"gAMA", struct.pack(">L", 55_556))
+    measured.add(b"cHRM", struct.pack(">8L", 31_270, 32_900, 68_000, 32_000, 26_500, 69_000, 15_000, 6_000))
+    yield "PNG", _file(rgb, "PNG", pnginfo=numbered)
+    yield "PNG", _file(rgb.convert("L"), "PNG", pnginfo=measured)
+    yield "PNG", _file(rgb, "PNG", pnginfo=measured)
     yield "JPEG", _file(rgb, "JPEG", **extras)
     yield "JPEG", _file(rgb, "JPEG", progressive=True, subsampling=0)
     yield "JPEG", _file(rgb.convert("L"), "JPEG", restart_marker_blocks=2)
@@ -67,6 +75,7 @@ def _images() -> Iterator[tuple[str, bytes]]:
     yield "WEBP", _file(rgb, "WEBP", **frames)
     yield "AVIF", _file(rgb, "AVIF", speed=10, **extras)
     yield "AVIF", _file(rgba, "AVIF", speed=10)
+    yield "AVIF", _file(rgb, "AVIF", speed=10).replace(b"nclx\0\1\0\x0d", b"nclx\0\x0c\0\4")
     yield "AVIF", _file(rgb, "AVIF", speed=10, **frames)
     for compression in (None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
         yield "TIFF", _file(rgb, "TIFF", compression=compression)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from model.codec import Codec
 from tests.fuzz import oracle, seeds
 from tests.fuzz.corpus import FOLDER, adopted
-from tests.fuzz.mutate import Layout, damage, hostile
+from tests.fuzz.mutate import Layout, damaged_image, hostile
 
 ROOT = Path(__file__).parents[2]
 numbers = st.integers(0, 1 << 64)
@@ -72,7 +72,7 @@ def test_whole_codec(sound, whole, number):
 @given(number=numbers)
 def test_image_files(image_files, number):
     rng = Random(number)
-    oracle.image_file(damage(rng, rng.choice(image_files), rng.choice(image_files)))
+    oracle.image_file(damaged_image(rng, image_files))
 
 
 def test_the_oracle_sees_what_it_must(tiny_codec, sound, whole, monkeypatch):

@@ -16,7 +16,7 @@ from model.codec import Codec
 from model.container import MEDIA_TYPE
 from tests import bombs
 from tests.fuzz import oracle, seeds
-from tests.fuzz.mutate import damage, hostile
+from tests.fuzz.mutate import damaged_image, hostile
 from tests.service.conftest import Server, assert_problem, image_file, open_image
 
 TINY = {"model": "tcm-tiny-mse-0.01"}
@@ -246,7 +246,7 @@ def test_mutated_images(tight: Server) -> None:
     files = seeds.images()
     rng = Random(6)
     for _ in range(100):
-        data = damage(rng, rng.choice(files), rng.choice(files))
+        data = damaged_image(rng, files)
         response = tight.client.post("/v1/encode", params=TINY, content=data)
         assert response.status_code in ANSWERS, response.text
 
