@@ -47,7 +47,7 @@ class Container:
         payload: the entropy-coded latents, see `model.entropy`.
         grey: the image is greyscale.
         alpha: the coded alpha channel, see `model.alpha`.
-        icc: colour profile, as it came.
+        icc: colour profile.
         exif: EXIF block, its orientation already applied to the pixels.
         xmp: XMP packet.
     """
@@ -68,7 +68,7 @@ class Container:
         """Width times height."""
         return self.width * self.height
 
-    def without_metadata(self) -> Container:
+    def stripped(self) -> Container:
         """The same image with EXIF and XMP left out. The profile stays: it says what the coded colours are."""
         return replace(self, exif=None, xmp=None)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
-from model import avif, colours
+from model import avif
 from model.container import MAGIC, MAX_METADATA
 from model.errors import CorruptImage, ModelError, TooManyPixels, UnsupportedImage, reason
 
@@ -162,8 +162,6 @@ def check_kind(image: Image.Image) -> None:
         image.fp.seek(place)
         if beginning == _CR2:
             raise UnsupportedImage(_RAW)
-    if (found := colours.stated(image)) and found.hdr:
-        raise UnsupportedImage("its brightness is coded as HDR (PQ or HLG), which is not read here: convert it to SDR")
 
 
 def undecodable(image: Image.Image, error: Exception) -> ModelError:

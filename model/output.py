@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from model import metadata, profiles, tiff
 from model.container import MAX_METADATA
 from model.errors import OutputLimit
-from model.pixels import Picture, bare, in_srgb, mean_of_channels
+from model.pixels import Picture, bare, mean_of_channels, without_profile
 
 OUTPUT_FORMATS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 4},
@@ -77,7 +77,7 @@ def _as_stated(picture: Picture, file_format: str) -> Picture:
     exif, xmp = metadata.upright_exif(picture.exif), metadata.upright_xmp(picture.xmp)
     picture = replace(picture, exif=exif, xmp=xmp, icc=profiles.fitting(picture.icc, grey=picture.grey))
     as_colour = file_format == "webp" or (file_format == "avif" and picture.alpha is not None)
-    return in_srgb(picture) if as_colour and picture.grey and profiles.of_grey(picture.icc) else picture
+    return without_profile(picture) if as_colour and picture.grey and profiles.of_grey(picture.icc) else picture
 
 
 def _write_tiff(picture: Picture) -> bytes:

@@ -90,13 +90,15 @@ def read_image(
         announce(image.width * image.height)
     try:
         image = quirks.loaded(image)
-    except MemoryError:
+    except (MemoryError, ModelError):
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged data
         raise kinds.undecodable(image, error) from None
     _check_size(image, max_pixels)
     try:
-        return _picture(image, keep_metadata)
+        picture = _picture(image)
+        del image  # before its colours take as much again
+        return picture if keep_metadata else without_metadata(picture)
     except (MemoryError, ModelError):
         raise
     except Exception as error:  # noqa: BLE001 - a palette, a colour key or a profile may be of any kind
@@ -125,10 +127,11 @@ def from_pil(image: Image.Image, *, keep_metadata: bool = True) -> Picture:
             another picture to others: HDR, the preview in a raw photograph.
     """
     kinds.check_kind(image)
-    return _picture(quirks.loaded(image), keep_metadata)
+    picture = _picture(quirks.loaded(image))
+    return picture if keep_metadata else without_metadata(picture)
 
 
-def _picture(image: Image.Image, keep_metadata: bool) -> Picture:
+def _picture(image: Image.Image) -> Picture:
     image, exif, xmp = metadata.upright(image)
     icc = image.info.get("icc_profile")
     image, converted = _to_eight_bits(image, icc)
@@ -140,24 +143,32 @@ def _picture(image: Image.Image, keep_metadata: bool) -> Picture:
     if grey:
         samples = np.broadcast_to(samples.reshape(image.height, image.width, 1), (image.height, image.width, 3))
     icc = None if converted else profiles.fitting(metadata.bounded(icc), grey=grey)
-    picture = Picture(np.array(samples), grey, alpha, icc)  # a copy: torch wants memory that may be written
-    if not keep_metadata:
-        return in_srgb(picture)
-    return replace(picture, exif=metadata.bounded(exif), xmp=xmp)
+    rgb = np.array(samples)  # a copy: torch wants memory that may be written
+    return Picture(rgb, grey, alpha, icc, metadata.bounded(exif), xmp)
 
 
-def in_srgb(picture: Picture) -> Picture:
-    """The same colours without a profile; the same numbers where it is broken. Greys in a profile of grey stay grey."""
-    if picture.icc is None:
+def without_metadata(picture: Picture) -> Picture:
+    """The same colours in sRGB, which need no profile, and neither EXIF nor XMP."""
+    return replace(without_profile(picture), exif=None, xmp=None)
+
+
+def without_profile(picture: Picture) -> Picture:
+    """The same colours in sRGB; where the profile is broken, the same numbers."""
+    icc = picture.icc
+    if icc is None:
         return picture
-    rgb = picture.rgb
-    if picture.grey and profiles.of_grey(picture.icc):
-        greys = profiles.greys_in_srgb(picture.icc)
-        rgb = rgb if greys is None else _three(greys[mean_of_channels(rgb)])
-    elif turned := profiles.in_srgb(Image.fromarray(rgb), picture.icc):
-        rgb = np.array(turned)
-        rgb = _three(mean_of_channels(rgb)) if picture.grey else rgb
-    return replace(picture, icc=None, rgb=rgb)
+    if picture.grey:
+        greys = profiles.greys_in_srgb(icc) if profiles.of_grey(icc) else _greys_in_srgb(icc)
+        rgb = None if greys is None else _three(greys[mean_of_channels(picture.rgb)])
+    else:
+        rgb = profiles.colours_in_srgb(picture.rgb, icc)
+    return replace(picture, icc=None, rgb=picture.rgb if rgb is None else rgb)
+
+
+def _greys_in_srgb(icc: bytes) -> Pixels | None:
+    """What each of 256 greys of a profile of colours is in sRGB."""
+    greys = profiles.colours_in_srgb(_three(np.arange(256, dtype=np.uint8)[None]), icc)
+    return None if greys is None else mean_of_channels(greys)[0]
 
 
 def _three(grey: Pixels) -> Pixels:
@@ -231,5 +242,5 @@ def bare(picture: Picture) -> Image.Image:
 
 def mean_of_channels(rgb: Pixels) -> Pixels:
     """Rounded: (H, W)."""
-    mean: Pixels = ((rgb.astype(np.uint16).sum(axis=2) + 1) // 3).astype(np.uint8)
+    mean: Pixels = ((rgb.sum(axis=2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
     return mean

@@ -12,12 +12,17 @@ from PIL import Image, ImageCms
 _FOREIGN = {True: (b"CMYK", b"Lab "), False: (b"CMYK", b"Lab ", b"GRAY")}
 """Spaces of profiles that fit no grey picture, and none of colours."""
 _MOST_TAGS = 256
+_ROWS = 256
+_DATE = struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
+"""Of every profile that is made here, so that the same colours are the same bytes."""
 
 Primaries = tuple[float, float, float, float, float, float, float, float]
 """x and y (CIE 1931) of white, red, green and blue."""
 SRGB: Primaries = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+_PIECES = {0: 1, 1: 3, 2: 4, 3: 5, 4: 7}
+"""Numbers in a parametric curve of each kind."""
 _MOST = 4.0
 """XYZ that no screen's primaries reach."""
 _SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
@@ -44,6 +49,20 @@ def in_srgb(image: Image.Image, icc: bytes | None) -> Image.Image | None:
         return None
 
 
+def colours_in_srgb(rgb: NDArray[np.uint8], icc: bytes) -> NDArray[np.uint8] | None:
+    """What the colours (H, W, 3) of a profile are in sRGB; nothing where it is broken."""
+    out = np.empty_like(rgb)
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), "RGB", "RGB")
+        for top in range(0, len(rgb), _ROWS):  # Pillow's images take four bytes a pixel
+            band = Image.fromarray(rgb[top : top + _ROWS])
+            out[top : top + _ROWS] = np.asarray(ImageCms.applyTransform(band, transform))
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    return out
+
+
 def greys_in_srgb(icc: bytes) -> NDArray[np.uint8] | None:
     """What each of 256 greys of a profile is in sRGB; nothing where it has no curve that says it.
 
@@ -52,6 +71,8 @@ def greys_in_srgb(icc: bytes) -> NDArray[np.uint8] | None:
     try:
         with np.errstate(all="ignore"):
             light = np.nan_to_num(_curve(_tag(icc, b"kTRC"))).clip(0, 1)
+            if icc[20:24] == b"Lab ":  # then it is lightness
+                light = np.where(light > 0.08, ((100 * light + 16) / 116) ** 3, 100 * light / 903.3)
     except (struct.error, LookupError, ValueError):
         return None
     greys = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
@@ -69,7 +90,7 @@ def _tag(icc: bytes, wanted: bytes) -> bytes:
 
 
 def _curve(content: bytes) -> NDArray[np.float64]:
-    """Light of 256 numbers: a power, a table, or a power with a straight piece near black."""
+    """Light of 256 numbers: a power, a table, or a power with a straight piece near black (ICC.1:2010, 10.15)."""
     numbers: NDArray[np.float64] = np.arange(256) / 255
     if content.startswith(b"curv"):
         (count,) = struct.unpack_from(">L", content, 8)
@@ -77,12 +98,16 @@ def _curve(content: bytes) -> NDArray[np.float64]:
             table = np.frombuffer(content, ">u2", count, 12) / 65535
             return np.interp(numbers, np.linspace(0, 1, count), table)
         return np.power(numbers, struct.unpack_from(">H", content, 12)[0] / 256 if count else 1)
-    form = {b"para\0\0\0\0\0\0": ">l", b"para\0\0\0\0\0\3": ">5l"}[content[:10]]
-    power, *pieces = (value / 65536 for value in struct.unpack_from(form, content, 12))
-    if not pieces:
-        return np.power(numbers, power)
-    factor, offset, slope, start = pieces
-    return np.where(numbers < start, slope * numbers, (factor * numbers + offset) ** power)
+    if not content.startswith(b"para"):
+        raise LookupError(content[:4])
+    (form,) = struct.unpack_from(">H", content, 8)
+    power, *pieces = (value / 65536 for value in struct.unpack_from(f">{_PIECES[form]}l", content, 12))
+    factor, offset, slope, start, above, below = (
+        (*pieces, *(0.0,) * (6 - len(pieces))) if pieces else (1.0, *(0.0,) * 5)
+    )
+    if form in (1, 2):  # whose third number, if any, is added everywhere
+        slope, start, above, below = 0.0, np.divide(-offset, factor), slope, slope
+    return np.where(numbers < start, slope * numbers + below, np.maximum(factor * numbers + offset, 0) ** power + above)
 
 
 def made(primaries: Primaries, power: float | None, *, grey: bool) -> bytes | None:
@@ -137,7 +162,7 @@ def _profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
             at, body = len(body), body + content + bytes(-len(content) % 4)
         table += struct.pack(">4sLL", name, place + at, len(content))
     head = struct.pack(">L4xL4s4s4s12x4s28x", place + len(body), 0x04300000, b"mntr", space, b"XYZ ", b"acsp")
-    head = (head + _numbers(*_D50)).ljust(128, b"\0")
+    head = (head[:24] + _DATE + head[36:] + _numbers(*_D50)).ljust(128, b"\0")
     return head + struct.pack(">L", len(tags)) + table + body
 
 

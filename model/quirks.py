@@ -9,41 +9,52 @@ from model import avif, colours
 _SCALES = {"L;2": (0x3, 85), "L;4": (0xF, 17)}
 """Greys of PNG that Pillow brings to eight bits, but not the key among them: its bits, and the factor."""
 _MONOCHROME = 0x10
-_GREY = ("1", "L", "LA", "I", "I;16", "I;16B")
+_GREY = ("1", "L", "LA", "I;16")
+_APERTURE = "clean_aperture"
+"""In `info`: what of an AVIF is to be shown, for who comes with the same image again."""
 
 
 def loaded(image: Image.Image) -> Image.Image:
     """The image with its pixels. One whose pixels others have loaded is past putting right, and stays as it is.
 
     Raises:
+        UnsupportedImage: its light is that of HDR.
         Exception: anything that decoders raise on damaged data.
     """
     if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         image.load()
-        return image
-    numbers = colours.stated(image)
-    image = _loaded(image)
-    if numbers and (icc := numbers.profile(grey=image.mode in _GREY)):
-        image.info["icc_profile"] = icc
-    return image
-
-
-def _loaded(image: ImageFile.ImageFile) -> Image.Image:
+        return _within_aperture(image)
     if image.format == "AVIF":
         return _loaded_avif(image)
-    tile = image.tile[0]
     if image.format == "PNG":
-        _scale_key(image, tile.args)
-    elif image.format == "TIFF":
+        return _loaded_png(image)
+    tile = image.tile[0]
+    if image.format == "TIFF":
         _to_bytes(image)
     image.load()
-    if tile.args == "LA;16B":  # grey with alpha, which Pillow has no other mode for
-        return image.convert("LA")
     if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getbbox() is None:
         return image.convert("RGB")  # whose alpha nobody has filled in
     if image.format == "GIF" and image.tell() == 0 and "transparency" not in image.info:
         return _beyond_frame(image, tile.extents)
     return image
+
+
+def _loaded_png(image: ImageFile.ImageFile) -> Image.Image:
+    for name in ("icc_profile", "transparency"):
+        if isinstance(image.info.get(name), str):
+            del image.info[name]  # a text of that name
+    found = image.fp and colours.of_png(image.fp, profile="icc_profile" in image.info)
+    rawmode = image.tile[0].args
+    _scale_key(image, rawmode)
+    image.load()
+    if found:
+        _state(image, found)
+    return image.convert("LA") if rawmode == "LA;16B" else image  # which Pillow has no other mode for
+
+
+def _state(image: Image.Image, found: colours.Colours, *, grey: bool = False) -> None:
+    """Put the profile of these colours where Pillow has its own."""
+    image.info["icc_profile"] = found.profile(grey=grey or image.mode in _GREY)
 
 
 def _scale_key(image: Image.Image, rawmode: object) -> None:
@@ -68,12 +79,21 @@ def _loaded_avif(image: ImageFile.ImageFile) -> Image.Image:
     if image.fp is not None:
         image.fp.seek(0)
         said = dict(avif.properties(image.fp.read()))
+    found = None if image.info.get("icc_profile") else colours.of_avif(said)
     image.load()
-    shown: Image.Image = image
+    grey = any(byte & _MONOCHROME for byte in said.get(b"av1C", b"")[2:3])
+    if found:
+        _state(image, found, grey=grey)
     if box := avif.clean_aperture(said.get(b"clap", b""), image.size):
-        shown = image.crop(box)
-    monochrome = any(byte & _MONOCHROME for byte in said.get(b"av1C", b"")[2:3])
-    return shown.convert("LA") if monochrome and image.mode == "RGBA" else shown
+        image.info[_APERTURE] = box
+    shown = _within_aperture(image)
+    return shown.convert("LA") if grey and image.mode == "RGBA" else shown
+
+
+def _within_aperture(image: Image.Image) -> Image.Image:
+    """What of an AVIF is to be shown."""
+    box = image.info.get(_APERTURE) if image.format == "AVIF" else None
+    return image.crop(box) if box else image
 
 
 def _beyond_frame(image: Image.Image, frame: tuple[int, int, int, int] | None) -> Image.Image:

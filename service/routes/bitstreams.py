@@ -152,7 +152,7 @@ def _superfluous(parameter: str) -> errors.InvalidParameter:
 
 
 def _stripped(data: bytes, container: Container, metadata: str) -> bytes:
-    return data if metadata == "keep" else write_container(container.without_metadata())
+    return data if metadata == "keep" else write_container(container.stripped())
 
 
 _BYTES: dict[int | str, dict[str, Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from model import avif
 from model.errors import CorruptImage
-from model.pixels import read_image
+from model.pixels import from_pil, read_image
 from tests import bombs
 from tests.model.test_pixels import exif_of
 
@@ -88,11 +89,14 @@ def clap(wide: int, high: int, right: tuple[int, int], down: tuple[int, int]) ->
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_clean_aperture_is_what_is_shown(photo, turned):
-    """It was shown whole; browsers cut before they turn."""
+    """It was shown whole. It is cut before it is turned."""
     exif = exif_of((274, 3, 1, b"\6")) if turned else b""
     file = bombs.file_of(photo.crop((0, 0, 96, 64)), "AVIF", exif=exif[6:])
     whole = read_image(file).rgb
-    shown = read_image(with_property(file, b"clap", clap(40, 30, (-8, 1), (5, 1)))).rgb  # edges: 20, 22, 60, 52
+    data = with_property(file, b"clap", clap(40, 30, (-8, 1), (5, 1)))
+    shown = read_image(data).rgb  # edges: 20, 22, 60, 52
+    again = Image.open(io.BytesIO(data))
+    assert from_pil(again).rgb.shape == from_pil(again).rgb.shape == shown.shape
     np.testing.assert_array_equal(shown, whole[20:60, 64 - 52 : 64 - 22] if turned else whole[22:52, 20:60])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from model.errors import UnsupportedImage
 from model.pixels import from_pil, read_image
 from model.profiles import SRGB, in_srgb, made
 from tests import bombs
@@ -74,7 +75,6 @@ def test_p3_by_number_is_p3():
     right = numbers(light(SOFT) @ np.array(P3_TO_XYZ).T @ np.array(XYZ_TO_SRGB).T)
     assert np.abs(right - SOFT).max() > 5
     assert np.abs(shown(png((b"cICP", bytes([12, 13, 0, 1])))) - right).max() <= 1
-    assert np.abs(shown(png(gama(1 / 2.2), chrm(*P3))) - right).max() <= 1
     in_avif = shown(avif(12, 13))[8, 8::16]
     assert np.abs(in_avif - right[0]).max() <= 3  # it is coded with a loss
 
@@ -106,6 +106,9 @@ def test_grey_stays_grey():
         [(b"sRGB", b"\0"), gama(1), chrm(*P3)], [(b"cICP", bytes([1, 13, 0, 1])), gama(1)],
         [(b"cICP", bytes([2, 2, 0, 1]))], [(b"cICP", bytes([1, 1, 0, 1]))], [(b"cICP", bytes([200, 201, 0, 1]))],
         [gama(0)], [gama(2.2)], [gama(0.01)], [gama(0.45), (b"cHRM", bytes(32))], [gama(0.45), (b"cHRM", b"\xff" * 32)],
+        [(b"cICP", b"")], [(b"cICP", b"\x0c")], [(b"cICP", bytes([12, 13, 9, 1]))], [(b"cICP", bytes([12, 13, 0, 7]))],
+        [(b"cICP", bytes([9, 16, 9, 1]))], [(b"tEXt", b"gamma\0002.2")], [(b"tEXt", b"transparency\0x")],
+        [(b"tEXt", b"chromaticity\00012345678"), gama(0.45)], [(b"tEXt", b"icc_profile\0x")],
         [gama(0.45), chrm(*P3[:2], *[0.3, 0.3] * 3)], [gama(0.45), chrm(0.3, 0, *P3[2:])],
         [gama(0.45), chrm(0.9, 0.05, *P3[2:])],
     ],
@@ -117,10 +120,26 @@ def test_numbers_of_srgb_or_of_nothing_need_no_profile(chunks):
 
 
 def test_what_wins():
-    """A profile over numbers, numbers of H.273 over what was measured: as in PNG (third edition)."""
+    """cICP, a profile, sRGB, gAMA: as in PNG (third edition). What says nothing, or nonsense, leaves it to the next."""
     profile = (b"iCCP", b"a profile\0\0" + zlib.compress(bytes(200)))
-    assert read_image(png(profile, gama(1), (b"cICP", bytes([12, 13, 0, 1])))).icc == bytes(200)
-    assert read_image(png(gama(1), (b"cICP", bytes([12, 13, 0, 1])))).icc == made(P3, None, grey=False)
+    p3, unknown, hdr = ((b"cICP", bytes([*numbers, 0, 1])) for numbers in ((12, 13), (2, 2), (9, 16)))
+    by_number, linear = made(P3, None, grey=False), made(SRGB, 1.0, grey=False)
+    for chunks, expected in (
+        ((profile, gama(1), p3), by_number), ((gama(1), p3), by_number), ((p3, (b"sRGB", b"\0")), by_number),
+        ((profile, (b"cICP", bytes([1, 13, 0, 1]))), None), ((profile, unknown, gama(1)), bytes(200)),
+        ((profile, hdr), bytes(200)), ((unknown, gama(1)), linear), (((b"cICP", b"\x0c"), gama(1)), linear),
+        (((b"tEXt", b"icc_profile\0x"), p3), by_number), (((b"tEXt", b"srgb\0x"), gama(1)), linear),
+    ):  # fmt: skip
+        assert read_image(png(*chunks)).icc == expected
+    with pytest.raises(UnsupportedImage, match="HDR"):
+        read_image(png((b"tEXt", b"icc_profile\0x"), hdr))
+
+
+def test_a_gamma_beside_other_primaries_is_no_curve_of_srgb():
+    """As browsers have it: shadows of Adobe RGB by gAMA and cHRM."""
+    shadows = np.array([[5] * 3, [10] * 3, [20] * 3, [30] * 3, [150, 20, 20]], np.uint8)[None]
+    file = png(gama(0.45455), chrm(0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06), pixels=shadows)
+    assert np.abs(shown(file)[0] - [[1] * 3, [3] * 3, [12] * 3, [24] * 3, [176, 12, 12]]).max() <= 1
 
 
 @pytest.mark.parametrize("primaries", [4, 5, 6, 7, 8, 9, 11, 12, 22])
@@ -132,6 +151,7 @@ def test_profiles_are_of_icc(primaries, transfer):
     assert icc is not None
     profile = ImageCms.getOpenProfile(io.BytesIO(icc))
     assert profile.profile.version == 4.3
+    assert profile.profile.creation_date.year == 2026
     assert ImageCms.getProfileDescription(profile).strip() == "numbered colours"
     assert int.from_bytes(icc[:4], "big") == len(icc) <= 520
     assert np.abs(shown(file)[0, -1] - 255).max() <= 1
