@@ -129,6 +129,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=version(),
         openapi_tags=openapi.TAGS,
         docs_url=None,  # ours, in routes/page.py, needs no other host
+        openapi_url=None,  # there, too
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,

@@ -54,7 +54,7 @@ class Record:
         bytes_out: of the answer sent so far.
         problem: that it was answered with.
         stages: where its time went.
-        route: where it was going, for who is refused before routing.
+        route: where it was going, for who is refused before routing, and for files, which have no route.
     """
 
     request_id: str

@@ -41,6 +41,9 @@ def test_requests_are_counted_by_route_template(server: Server, photo_file: byte
     assert server.metric(count, route="/v1/encode", code="200", method="POST") == before + 1
     assert server.metric(count, route="unmatched", code="404") == unmatched + 3
     assert server.metric(count, route="/problems/{code}") >= 1
+    for path, route in (("/static/app.js", "/static/{file}"), ("/openapi.json", "/openapi.json")):
+        assert server.client.get(path).status_code == 200
+        assert server.metric(count, route=route, code="200") >= 1
     assert server.metric("tcm_http_request_duration_seconds_count", route="/v1/encode") >= 1
 
 
