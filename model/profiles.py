@@ -102,9 +102,8 @@ def _curve(content: bytes) -> NDArray[np.float64]:
         raise LookupError(content[:4])
     (form,) = struct.unpack_from(">H", content, 8)
     power, *pieces = (value / 65536 for value in struct.unpack_from(f">{_PIECES[form]}l", content, 12))
-    factor, offset, slope, start, above, below = (
-        (*pieces, *(0.0,) * (6 - len(pieces))) if pieces else (1.0, *(0.0,) * 5)
-    )
+    pieces = pieces or [1.0]
+    factor, offset, slope, start, above, below = pieces + [0.0] * (6 - len(pieces))
     if form in (1, 2):  # whose third number, if any, is added everywhere
         slope, start, above, below = 0.0, np.divide(-offset, factor), slope, slope
     return np.where(numbers < start, slope * numbers + below, np.maximum(factor * numbers + offset, 0) ** power + above)
@@ -161,9 +160,9 @@ def _profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
         if at < 0 or at % 4:
             at, body = len(body), body + content + bytes(-len(content) % 4)
         table += struct.pack(">4sLL", name, place + at, len(content))
-    head = struct.pack(">L4xL4s4s4s12x4s28x", place + len(body), 0x04300000, b"mntr", space, b"XYZ ", b"acsp")
-    head = (head[:24] + _DATE + head[36:] + _numbers(*_D50)).ljust(128, b"\0")
-    return head + struct.pack(">L", len(tags)) + table + body
+    kind = (0x04300000, b"mntr", space, b"XYZ ", _DATE, b"acsp")
+    head = struct.pack(">L4xL4s4s4s12s4s28x", place + len(body), *kind) + _numbers(*_D50)
+    return head.ljust(128, b"\0") + struct.pack(">L", len(tags)) + table + body
 
 
 def _numbers(*values: float) -> bytes:
