@@ -25,7 +25,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from model import Codec, Zoo, guard
+from model import Codec, Zoo, guard_choice
 from model.benchmark.machine import describe
 from model.evaluation.drift import Drift, Run, Symbols, all_devices, guard_share, run, runs, symbols_of
 from model.folded import fold
@@ -151,7 +151,8 @@ def measure(entry: ZooEntry, photographs: list[Path], older: dict[str, Older], p
 
 def tables(found: list[dict], machine: str, photographs: int) -> str:
     lines = [
-        f"{photographs} photographs of 768x512, on {machine}. D = {guard.DRIFT:g} + {guard.DRIFT_OF_LARGEST:g} · "
+        f"{photographs} photographs of 768x512, on {machine}. "
+        f"D = {guard_choice.DRIFT:g} + {guard_choice.DRIFT_OF_LARGEST:g} · "
         "the largest σ of the slice before (more beyond what photographs have).",
         "",
         "| model | largest \\|Δσ\\|/(1+σ) | largest \\|Δ ln σ\\| | margin: D over a slice's drift, at least | "

@@ -17,8 +17,10 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from model.rans import FRESH, LOWER, LUT_BITS, SYMBOL_LIMIT, decode, encode
-from model.tables import PRECISION, Tables
+from model import crc32c
+from model.alphabets import Alphabets
+from model.rans import LOWER, SYMBOL_LIMIT, decode, encode
+from model.tables import Tables
 from model.threads import each
 
 SYMBOLS_PER_STREAM = 1 << 17
@@ -52,9 +54,8 @@ class Coder:
     """
 
     def __init__(self, tables: Tables) -> None:
-        tables.check()
         self.tables = tables
-        self._lut = _lookup(tables)
+        self.alphabets = Alphabets.of(tables)
 
     def encode(self, parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int16]]], streams: int = 1) -> bytes:
         """Symbols and their table indexes, part by part in reading order -> a payload of so many streams.
@@ -73,11 +74,11 @@ class Coder:
     def _encode_stream(self, symbols: NDArray[np.int32], indexes: NDArray[np.int16]) -> bytes:
         if len(symbols) and (symbols.max() >= SYMBOL_LIMIT or symbols.min() <= -SYMBOL_LIMIT):
             raise ValueError("a latent is too large to code: are these the weights of a trained model?")
-        t = self.tables
+        a = self.alphabets
         checksum = google_crc32c.value(symbols.astype("<i4", copy=False).tobytes())
         for words_a_symbol in (1, 5):  # 16 bits a symbol is plenty; the worst escape takes five words
             out = np.empty(words_a_symbol * len(symbols) + 64, np.uint16)
-            place, state = encode(symbols, indexes, t.cdf, t.start, t.low, np.uint64(LOWER + checksum), out)
+            place, state = encode(symbols, indexes, a.intervals, a.places, np.uint64(LOWER + checksum), out)
             if place >= 0:
                 break
         head = int(state).to_bytes(2 * _STATE_WORDS, "little")
@@ -106,7 +107,7 @@ class Decoder:
             if state < LOWER:
                 raise SymbolMismatch("a stream starts with a state that no writer makes")
             self._words.append(np.frombuffer(stream, "<u2", offset=2 * _STATE_WORDS).astype(np.uint16))
-            self._registers.append(np.array([state, 0, FRESH], np.uint64))
+            self._registers.append(np.array([state, 0, crc32c.BEFORE], np.uint64))
 
     def read(self, indexes: NDArray[np.int16]) -> NDArray[np.int32]:
         """The next `len(indexes)` symbols.
@@ -129,11 +130,11 @@ class Decoder:
             symbols: where they go.
             indexes: gives the tables of a run of them.
         """
-        t, lut, streams = self._coder.tables, self._coder._lut, len(self._words)
+        a, streams = self._coder.alphabets, len(self._words)
 
         def job(k: int, run: slice) -> bool:
             words, registers, out = self._words[k], self._registers[k], symbols[run]
-            return int(decode(words, registers, indexes(run), t.cdf, t.start, t.low, lut, out)) == 0
+            return int(decode(words, registers, indexes(run), a.intervals, a.places, a.lut, out)) == 0
 
         runs = [_run(len(symbols), k, streams) for k in range(streams)]
         return [partial(job, k, run) for k, run in enumerate(runs) if run.start < run.stop]
@@ -145,7 +146,7 @@ class Decoder:
             SymbolMismatch: they are not.
         """
         for words, (state, place, checksum) in zip(self._words, self._registers, strict=True):
-            if int(place) != len(words) or int(state) != LOWER + (int(checksum) ^ FRESH):
+            if int(place) != len(words) or int(state) != LOWER + (int(checksum) ^ crc32c.BEFORE):
                 raise SymbolMismatch("the symbols are not those that were written")
 
 
@@ -165,17 +166,6 @@ def _split(payload: bytes, count: int) -> list[memoryview]:
         streams.append(view[place : place + length])
         place += length
     return [*streams, view[place:]]
-
-
-def _lookup(tables: Tables) -> NDArray[np.int32]:
-    """For each alphabet and each leading byte of a slot, the interval that holds the byte's first slot."""
-    heads = np.arange(1 << LUT_BITS) << (PRECISION - LUT_BITS)
-    rows = [
-        np.searchsorted(tables.cdf[a:b], heads, side="right") - 1
-        for a, b in zip(tables.start[:-1], tables.start[1:], strict=True)
-    ]
-    lookup: NDArray[np.int32] = np.concatenate(rows).astype(np.int32)
-    return lookup
 
 
 def _call(job: Callable[[], _T]) -> _T:

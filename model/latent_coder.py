@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model import fused, guard
+from model import fused, guard, guard_choice
 from model.container import Container
 from model.entropy import Coder, stream_count
 from model.errors import CheckpointMismatch
@@ -24,7 +24,7 @@ from model.info import ModelInfo
 from model.latents import SharedPath, SlicePass
 from model.network import TCM
 from model.programs import Runner
-from model.reader import Reader, read_slice
+from model.reader import Reader, read_all
 from model.recording import Pause, Program, Steps
 from model.rounding import choose_symbols
 from model.stages import Heartbeat, Stages, unwatched
@@ -54,11 +54,11 @@ class Analysis:
 
     def parts(self) -> list[tuple[Symbols, Indexes]]:
         """Symbols and the indexes of their tables, in reading order: z, then each slice of y behind its guard."""
-        drifts = guard.drifts(self.z, [sigmas for _, sigmas in self.y])
+        drifts = guard_choice.drifts(self.z, [sigmas for _, sigmas in self.y])
 
         def guarded(part: tuple[tuple[Symbols, NDArray[np.float32]], float]) -> list[tuple[Symbols, Indexes]]:
             (symbols, sigmas), drift = part
-            ways = guard.choose(sigmas, drift)
+            ways = guard_choice.choose(sigmas, drift)
             return [*guard.to_parts(ways), (symbols, guard.scale_indexes(sigmas, ways))]
 
         of_slices = each(guarded, list(zip(self.y, drifts, strict=True)))
@@ -204,8 +204,8 @@ class LatentCoder:
         z_tables = self._z_indexes((h // 4) * (w // 4))
         given = runner.to_be_given((len(readers), in_z), torch.int32)
         with stages("entropy"):
-            for reader, row in zip(readers, given.numpy(), strict=True):
-                row[:] = reader.z_symbols(z_tables)
+            rows = list(given.numpy())
+            read_all(readers, [reader.z_jobs(z_tables, row) for reader, row in zip(readers, rows, strict=True)], rows)
         if all(reader.error for reader in readers):  # a hostile file costs no more than it must
             return readers, self._medians.new_zeros(len(containers), c.M, h, w)
         run = runner.run("read", program, len(readers) * h * w * STRIDE**2, stages, heartbeat)
@@ -218,7 +218,9 @@ class LatentCoder:
             (sigmas,) = sigmas_come()
             given = runner.to_be_given((len(readers), in_slice), torch.int32)
             with stages("entropy"):
-                read_slice(readers, list(sigmas), ways, list(given.numpy()))
+                rows = list(given.numpy())
+                files = zip(readers, sigmas, ways, rows, strict=True)
+                read_all(readers, [reader.slice_jobs(sigma, way, row) for reader, sigma, way, row in files], rows)
             if all(reader.error for reader in readers):
                 return readers, self._medians.new_zeros(len(containers), c.M, h, w)
             outputs = run.send(given)

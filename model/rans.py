@@ -1,57 +1,42 @@
 """The loops of the entropy coder, compiled: static rANS with a 48-bit state and 16-bit words, outside the GIL.
 
 rANS is Duda's (2013, arXiv:1311.2540). Every read and every write is checked against its buffer: a damaged stream ends
-in a status, never beyond it.
+in a status, never beyond it. Places are unsigned, since numba asks of every signed one whether it counts from the end.
 """
 
 from __future__ import annotations
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
+from model import crc32c
+from model.alphabets import ESCAPE, FIRST, LIKELIEST, LUT_BITS, ZERO
 from model.tables import PRECISION, TOTAL
 
 LOWER = 1 << 32
 """States lie in [2³², 2⁴⁸) between symbols."""
 SYMBOL_LIMIT = 1 << 30
-LUT_BITS = 8
-"""The first bits of a slot, which say where the search in a table starts."""
-FRESH = 0xFFFFFFFF
-"""The checksum's register before the first symbol; CRC-32C is its complement."""
 _OUT_OF_WORDS, _BAD_ESCAPE = -1, -2
+_MASK, _PRECISION, _ONE, _WORD = np.uint64(TOTAL - 1), np.uint64(PRECISION), np.uint64(1), np.uint64(16)
+_checksum = crc32c.update
 
 
-def _crc_tables() -> NDArray[np.uint32]:
-    """CRC-32C of a byte, of a byte and one, two or three zeros behind it: (4, 256), for four bytes a step."""
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = (table >> 1) ^ np.where(table & 1, np.uint32(0x82F63B78), np.uint32(0))
-    tables = [table]
-    for _ in range(3):
-        tables.append((tables[-1] >> 8) ^ table[tables[-1] & 0xFF])
-    return np.stack(tables)
-
-
-_CRC = _crc_tables()
-
-
-@numba.njit("Tuple((int64, uint64))(int32[::1], int16[::1], int32[::1], int32[::1], int32[::1], uint64, uint16[::1])",
+@numba.njit("Tuple((int64, uint64))(int32[::1], int16[::1], uint32[::1], int32[:,::1], uint64, uint16[::1])",
             nogil=True, cache=True)  # fmt: skip
-def encode(symbols, indexes, cdf, start, low, state, out):  # type: ignore[no-untyped-def]  # numba infers
+def encode(symbols, indexes, intervals, places, state, out):  # type: ignore[no-untyped-def]  # numba infers
     """Write words backwards from the end of `out`; gives the place of the first word, or -1 when `out` is too short."""
-    place = len(out)
+    place = np.uint64(len(out))
     raw = np.empty(4, np.uint64)
     bits = np.empty(4, np.uint64)
-    for i in range(len(symbols) - 1, -1, -1):
-        if place < 8:
+    for behind in range(len(symbols)):
+        if place < np.uint64(8):
             return -1, state
-        table = indexes[i]
-        first = start[table]
-        escape = start[table + 1] - first - 2
-        interval = np.int64(symbols[i]) - low[table]
-        if interval < 0 or interval >= escape:
-            excess = np.uint64(-2 * interval - 1) if interval < 0 else np.uint64(2 * (interval - escape))
+        i = np.uint64(len(symbols) - 1 - behind)
+        table = np.uint64(indexes[i])
+        first, escape = np.int64(places[table, FIRST]), np.int64(places[table, ESCAPE])
+        j = np.int64(symbols[i]) + places[table, ZERO]
+        if j < first or j >= escape:
+            excess = np.uint64(2 * (first - j) - 1) if j < first else np.uint64(2 * (j - escape))
             length = 0
             while excess >> np.uint64(length):
                 length += 1
@@ -65,66 +50,68 @@ def encode(symbols, indexes, cdf, start, low, state, out):  # type: ignore[no-un
                 rest >>= np.uint64(take)
                 left -= take
                 count += 1
-            for j in range(count - 1, -1, -1):
-                shift = np.uint64(PRECISION) - bits[j]
-                if state >= np.uint64(1) << (np.uint64(32) + shift):
-                    place -= 1
+            for part in range(count - 1, -1, -1):
+                shift = _PRECISION - bits[part]
+                if state >= _ONE << (np.uint64(32) + shift):
+                    place -= _ONE
                     out[place] = np.uint16(state & np.uint64(0xFFFF))
-                    state >>= np.uint64(16)
-                state = (
-                    ((state >> shift) << np.uint64(PRECISION))
-                    | (raw[j] << shift)
-                    | (state & ((np.uint64(1) << shift) - np.uint64(1)))
-                )
-            interval = np.int64(escape)
-        lower = np.uint64(cdf[first + interval])
-        frequency = np.uint64(cdf[first + interval + 1]) - lower
+                    state >>= _WORD
+                state = ((state >> shift) << _PRECISION) | (raw[part] << shift) | (state & ((_ONE << shift) - _ONE))
+            j = escape
+        interval = np.uint64(intervals[np.uint64(j)])
+        frequency = interval >> _PRECISION
         if state >= frequency << np.uint64(32):
-            place -= 1
+            place -= _ONE
             out[place] = np.uint16(state & np.uint64(0xFFFF))
-            state >>= np.uint64(16)
+            state >>= _WORD
         quotient = state // frequency
-        state = (quotient << np.uint64(PRECISION)) + lower + (state - quotient * frequency)
-    return place, state
+        state = (quotient << _PRECISION) + (interval & _MASK) + (state - quotient * frequency)
+    return np.int64(place), state
 
 
-@numba.njit("int64(uint16[::1], uint64[::1], int16[::1], int32[::1], int32[::1], int32[::1], int32[::1], int32[::1])",
+@numba.njit("int64(uint16[::1], uint64[::1], int16[::1], uint32[::1], int32[:,::1], uint32[::1], int32[::1])",
             nogil=True, cache=True)  # fmt: skip
-def decode(words, registers, indexes, cdf, start, low, lut, out):  # type: ignore[no-untyped-def]  # numba infers
+def decode(words, registers, indexes, intervals, places, lut, out):  # type: ignore[no-untyped-def]  # numba infers
     """Read `len(indexes)` symbols into `out`; `registers` keeps state, place and checksum between calls.
 
     0, or what is wrong.
     """
-    state, place, checksum = registers[0], np.int64(registers[1]), np.uint32(registers[2])
-    mask = np.uint64(TOTAL - 1)
+    state, place, checksum = registers[0], registers[1], np.uint32(registers[2])
+    end = np.uint64(len(words))
     for i in range(len(indexes)):
-        table = indexes[i]
-        first = start[table]
-        slot = np.int64(state & mask)
-        j = first + lut[(np.int64(table) << LUT_BITS) + (slot >> (PRECISION - LUT_BITS))]
-        while cdf[j + 1] <= slot:
-            j += 1
-        lower = cdf[j]
-        state = np.uint64(cdf[j + 1] - lower) * (state >> np.uint64(PRECISION)) + np.uint64(slot - lower)
+        table = np.uint64(indexes[i])
+        slot = state & _MASK
+        # the likeliest interval needs no look at the slot: where it is right, the processor has gone on by guessing so
+        j = np.uint64(places[table, LIKELIEST])
+        interval = np.uint64(intervals[j])
+        above, frequency = slot - (interval & _MASK), interval >> _PRECISION
+        if above >= frequency:  # a slot below the interval is far above it here
+            j = np.uint64(lut[(table << np.uint64(LUT_BITS)) + (slot >> np.uint64(PRECISION - LUT_BITS))])
+            interval = np.uint64(intervals[j])
+            above, frequency = slot - (interval & _MASK), interval >> _PRECISION
+            while above >= frequency:
+                j += _ONE
+                interval = np.uint64(intervals[j])
+                above, frequency = slot - (interval & _MASK), interval >> _PRECISION
+        state = frequency * (state >> _PRECISION) + above
         if state < np.uint64(LOWER):
-            if place >= len(words):
+            if place >= end:
                 return _OUT_OF_WORDS
-            state = (state << np.uint64(16)) | np.uint64(words[place])
-            place += 1
-        interval = np.int64(j - first)
-        escape = np.int64(start[table + 1] - first - 2)
-        if interval == escape:
+            state = (state << _WORD) | np.uint64(words[place])
+            place += _ONE
+        zero, symbol = np.int64(places[table, ZERO]), np.int64(j) - places[table, ZERO]
+        if j == np.uint64(places[table, ESCAPE]):
             excess, position, left, length = np.int64(0), np.int64(0), np.int64(5), np.int64(-1)
             while left > 0:
                 take = min(left, np.int64(16))
                 shift = np.uint64(PRECISION - take)
-                value = np.int64((state & mask) >> shift)
-                state = ((state >> np.uint64(PRECISION)) << shift) | (state & ((np.uint64(1) << shift) - np.uint64(1)))
+                value = np.int64((state & _MASK) >> shift)
+                state = ((state >> _PRECISION) << shift) | (state & ((_ONE << shift) - _ONE))
                 if state < np.uint64(LOWER):
-                    if place >= len(words):
+                    if place >= end:
                         return _OUT_OF_WORDS
-                    state = (state << np.uint64(16)) | np.uint64(words[place])
-                    place += 1
+                    state = (state << _WORD) | np.uint64(words[place])
+                    place += _ONE
                 if length < 0:
                     length, left = value, max(value - 1, np.int64(0))
                 else:
@@ -133,17 +120,10 @@ def decode(words, registers, indexes, cdf, start, low, lut, out):  # type: ignor
                     left -= take
             if length > 0:
                 excess |= np.int64(1) << (length - 1)
-            interval = -((excess + 1) >> 1) if excess & 1 else escape + (excess >> 1)
-            if interval + low[table] >= SYMBOL_LIMIT or interval + low[table] <= -SYMBOL_LIMIT:
+            symbol = places[table, FIRST] - zero - ((excess + 1) >> 1) if excess & 1 else symbol + (excess >> 1)
+            if symbol >= SYMBOL_LIMIT or symbol <= -SYMBOL_LIMIT:
                 return _BAD_ESCAPE
-        symbol = np.int32(interval + low[table])
-        out[i] = symbol
-        mixed = checksum ^ np.uint32(symbol)  # four bytes at once, beside the decoding, which waits for itself
-        checksum = (
-            _CRC[3, mixed & np.uint32(0xFF)]
-            ^ _CRC[2, (mixed >> np.uint32(8)) & np.uint32(0xFF)]
-            ^ _CRC[1, (mixed >> np.uint32(16)) & np.uint32(0xFF)]
-            ^ _CRC[0, mixed >> np.uint32(24)]
-        )
-    registers[0], registers[1], registers[2] = state, np.uint64(place), np.uint64(checksum)
+        out[i] = np.int32(symbol)
+        checksum = _checksum(checksum, np.uint32(symbol))
+    registers[0], registers[1], registers[2] = state, place, np.uint64(checksum)
     return 0

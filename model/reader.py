@@ -14,6 +14,8 @@ from model.errors import CorruptBitstream, IncompatibleModel, ModelError
 from model.info import ModelInfo
 from model.threads import each
 
+Job = Callable[[], bool]
+
 
 class Reader:
     """Gives zeros once the symbols have turned out not to be the writer's; `error` says why.
@@ -51,14 +53,9 @@ class Reader:
             f"{file.fingerprint} wrote it, {here.name!r} with weights {here.fingerprint} read it: {mismatch}"
         )
 
-    def z_symbols(self, indexes: NDArray[np.int16]) -> NDArray[np.int32]:
-        """The symbols of z, of these tables."""
-        if self._decoder is not None:
-            try:
-                return self._decoder.read(indexes)
-            except SymbolMismatch as mismatch:
-                self._fail(mismatch)
-        return np.zeros(len(indexes), np.int32)
+    def z_jobs(self, tables: NDArray[np.int16], out: NDArray[np.int32]) -> list[Job]:
+        """The symbols of z, of these tables, into `out`: in parts (`Decoder.jobs`), behind which `done` is due."""
+        return [] if self._decoder is None else self._decoder.jobs(out, tables.__getitem__)
 
     def guard(self, elements: int) -> NDArray[np.int32]:
         """The ways of the groups of the next slice, of so many elements: before its symbols."""
@@ -69,17 +66,15 @@ class Reader:
                 self._fail(mismatch)
         return np.zeros(1, np.int32)
 
-    def jobs(
-        self, sigmas: NDArray[np.float32], ways: NDArray[np.int32], out: NDArray[np.int32]
-    ) -> list[Callable[[], bool]]:
-        """The symbols of a slice into `out`, in parts that any thread may do (`Decoder.jobs`); then `done`."""
+    def slice_jobs(self, sigmas: NDArray[np.float32], ways: NDArray[np.int32], out: NDArray[np.int32]) -> list[Job]:
+        """The symbols of a slice, of these σ and the ways of their groups, likewise."""
         if self._decoder is None:
             return []
         self._computed = True
         return self._decoder.jobs(out, lambda run: guard.scale_indexes(sigmas, ways, run))
 
     def done(self, succeeded: Sequence[bool], out: NDArray[np.int32]) -> None:
-        """What came of the jobs of a slice."""
+        """What came of the jobs."""
         if not all(succeeded):
             self._fail(SymbolMismatch("a stream ended before its symbols did"))
         if self._decoder is None:
@@ -94,15 +89,8 @@ class Reader:
                 self._fail(mismatch)
 
 
-def read_slice(
-    readers: Sequence[Reader],
-    sigmas: Sequence[NDArray[np.float32]],
-    ways: Sequence[NDArray[np.int32]],
-    out: Sequence[NDArray[np.int32]],
-) -> None:
-    """The symbols of one slice of all files, given the σ of each, flattened, and the ways of their groups."""
-    files = zip(readers, sigmas, ways, out, strict=True)
-    jobs = [reader.jobs(sigma, way, symbols) for reader, sigma, way, symbols in files]
+def read_all(readers: Sequence[Reader], jobs: Sequence[list[Job]], out: Sequence[NDArray[np.int32]]) -> None:
+    """The next symbols of all files, given the jobs of each, shared out among the cores in one go."""
     results = iter(each(lambda job: job(), [job for of_file in jobs for job in of_file], urgent=True))
     for reader, of_file, symbols in zip(readers, jobs, out, strict=True):
         reader.done([next(results) for _ in of_file], symbols)

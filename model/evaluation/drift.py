@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model import fused, guard
+from model import fused, guard, guard_choice
 from model.codec import Codec
 from model.devices import use_exact_arithmetic
 from model.evaluation.noise import shared_modules, watched_terms
@@ -214,7 +214,7 @@ class Drift:
             self.modules[key] = max(self.modules.get(key, 0.0), float(apart))
         each = (t.chunk(slices, dim=1) for t in (low[""], high[""], lowest, highest))
         sigmas = [sigma.numpy() for sigma in written.chunk(slices, dim=1)]
-        drifts = guard.drifts(symbols.z.to(torch.int32).numpy(), sigmas)
+        drifts = guard_choice.drifts(symbols.z.to(torch.int32).numpy(), sigmas)
         for least, most, by_least, by_most, forgiven in zip(*each, drifts, strict=True):
             coded = (most > SCALE_MIN) & (least < SCALE_MAX) & (least > 0)  # σ below the table is all the same
             if not coded.any():

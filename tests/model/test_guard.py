@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import Codec, Zoo, guard
+from model import Codec, Zoo, guard, guard_choice, steps
 from model.entropy import Coder, SymbolMismatch
 from model.evaluation.drift import guard_share
-from model.guard import ALPHABETS, MEANS, PLACES, SMALLEST_GROUP, WAYS
+from model.guard import MEANS, SMALLEST_GROUP
 from model.pixels import from_pil
-from model.tables import gaussian_tables, guard_tables, scale_table
+from model.steps import ALPHABETS, PLACES, WAYS
+from model.tables import LOG_STEP, gaussian_tables, guard_tables, scale_table
 
 CODER = Coder(gaussian_tables() + guard_tables())
 EMBEDDED = [entry.name for entry in Zoo().entries() if entry.embedded]
@@ -20,7 +21,7 @@ EMBEDDED = [entry.name for entry in Zoo().entries() if entry.embedded]
 
 def drifted(scales: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Another machine's σ: every one off by as much as the format forgives."""
-    return (scales + rng.choice([-1, 1], len(scales)) * guard.drift_after(scales) * (1 + scales) * 0.98).astype(
+    return (scales + rng.choice([-1, 1], len(scales)) * guard_choice.drift_after(scales) * (1 + scales) * 0.98).astype(
         np.float32
     )
 
@@ -45,7 +46,7 @@ def some_scales(kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
 def test_drift_changes_no_index(seed, count, kind):
     rng = np.random.default_rng(seed)
     scales = some_scales(kind, count, rng)
-    ways = guard.choose(scales)
+    ways = guard_choice.choose(scales)
     ours = guard.scale_indexes(scales, ways)
     np.testing.assert_array_equal(ours, guard.scale_indexes(drifted(scales, rng), ways))
     # the alphabet is one of the two whose scales lie around σ
@@ -59,21 +60,21 @@ def test_drift_changes_no_index(seed, count, kind):
 def test_tolerance_grows_with_what_a_slice_is_computed_from():
     small, large, vast = (np.full(100, sigma, np.float32) for sigma in (1, 50, 1e5))
     z = np.array([0, -3, 2], np.int32)
-    alone, after = guard.drifts(z, [small, large, vast, small])[:2], guard.drifts(z, [large, small])[1]
-    assert alone == [guard.drift_after(small), guard.drift_after(small)]
-    assert after == guard.drift_after(large) > 3 * alone[1]
-    assert guard.drifts(z, [small, large, vast, small])[3] == guard.MOST_DRIFT
-    assert guard.drifts(7 * z, [small, small]) == [3 * alone[0], alone[1]]
-    assert guard.drifts(10_000 * z, [vast])[0] == guard.MOST_DRIFT
+    alone, after = guard_choice.drifts(z, [small, large, vast, small])[:2], guard_choice.drifts(z, [large, small])[1]
+    assert alone == [guard_choice.drift_after(small), guard_choice.drift_after(small)]
+    assert after == guard_choice.drift_after(large) > 3 * alone[1]
+    assert guard_choice.drifts(z, [small, large, vast, small])[3] == guard_choice.MOST_DRIFT
+    assert guard_choice.drifts(7 * z, [small, small]) == [3 * alone[0], alone[1]]
+    assert guard_choice.drifts(10_000 * z, [vast])[0] == guard_choice.MOST_DRIFT
 
 
 def test_the_writer_guards_each_slice_with_its_own_tolerance(photo):
     codec = Codec.load(EMBEDDED[0], "cpu")
     (analysis,) = codec.analyse([from_pil(photo)])
     sigmas = [scales for _, scales in analysis.y]
-    drifts = guard.drifts(analysis.z, sigmas)
+    drifts = guard_choice.drifts(analysis.z, sigmas)
     assert len(set(drifts)) > 3
-    expected = [guard.choose(scales, drift) for scales, drift in zip(sigmas, drifts, strict=True)]
+    expected = [guard_choice.choose(scales, drift) for scales, drift in zip(sigmas, drifts, strict=True)]
     indexes = [tables for _, tables in analysis.parts() if not guard.is_guard(tables)][1:]
     for scales, ways, found in zip(sigmas, expected, indexes, strict=True):
         np.testing.assert_array_equal(found, guard.scale_indexes(scales, ways))
@@ -89,14 +90,14 @@ def test_it_is_needed():
 
 
 def test_groups_are_few_where_nothing_is_in_the_way():
-    assert guard.choose(np.full(20_000, 0.01, np.float32)).tolist() == [0]
-    crowded = guard.choose(some_scales("spread", 20_000, np.random.default_rng(0)))
+    assert guard_choice.choose(np.full(20_000, 0.01, np.float32)).tolist() == [0]
+    crowded = guard_choice.choose(some_scales("spread", 20_000, np.random.default_rng(0)))
     assert 1 < len(crowded) < 100
 
 
 def test_impossible_scales_cost_nothing():
     scales = np.array([0, -1, np.nan, np.inf, -np.inf, 1e-30, 1e30, 0.01, 300], np.float32)
-    ways = guard.choose(scales)
+    ways = guard_choice.choose(scales)
     assert ways.tolist() == [0]
     assert guard.scale_indexes(scales, ways).tolist() == [0, 0, 0, 63, 0, 0, 63, 0, 63]
 
@@ -104,7 +105,7 @@ def test_impossible_scales_cost_nothing():
 def test_where_no_way_is_free_the_writer_says_way_0():
     low, high = np.log(scale_table()[[10, 11]])
     every_place = np.exp(low + (97 + np.arange(PLACES)) / 256 * (high - low)).astype(np.float32)
-    assert guard.choose(every_place).tolist() == [0]
+    assert guard_choice.choose(every_place).tolist() == [0]
 
 
 def documented_place(way: int, step: int) -> int:
@@ -123,8 +124,8 @@ def test_ways_are_those_of_the_format():
     for way, step in zip(
         [0, 1, WAYS - 1, *rng.integers(0, WAYS, 500)], [7, 0, 59, *rng.integers(0, 60, 500)], strict=True
     ):
-        assert guard.place(way, step) == documented_place(int(way), int(step))
-    drawn = [guard.place(way, step) for way in range(1, 2000) for step in range(59)]
+        assert steps.place(way, step) == documented_place(int(way), int(step))
+    drawn = [steps.place(way, step) for way in range(1, 2000) for step in range(59)]
     assert np.abs(np.bincount(drawn, minlength=PLACES) * PLACES / len(drawn) - 1).max() < 0.1
 
 
@@ -138,6 +139,37 @@ def test_steps_are_where_the_format_has_them():
         for side, expected in ((-1e-6, ALPHABETS[:-1]), (1e-6, ALPHABETS[1:])):
             found = guard.scale_indexes(np.exp(step + side).astype(np.float32), np.array([way], np.int32))
             np.testing.assert_array_equal(found, expected)
+
+
+def test_a_float32_beside_a_step_is_on_its_side():
+    """Steps are numbers in double precision: the σ that lies closest to one is compared with all of its digits."""
+    table, rng = scale_table(), np.random.default_rng(1)
+    for way in [0, *rng.integers(0, WAYS, 20).tolist()]:
+        part = np.array([(97 + documented_place(way, k)) / 256 for k in range(len(ALPHABETS) - 1)])
+        at = ALPHABETS[:-1] + part * np.diff(ALPHABETS)
+        step = np.exp(np.log(table[0]) + (np.log(table[-1]) - np.log(table[0])) / (len(table) - 1) * at)
+        for scales in (step, np.nextafter(step.astype(np.float32), 0), np.nextafter(step.astype(np.float32), 1e9)):
+            sigmas = scales.astype(np.float32)
+            expected = ALPHABETS[np.arange(len(step)) + (sigmas.astype(np.float64) > step)]
+            np.testing.assert_array_equal(guard.scale_indexes(sigmas, np.array([way], np.int32)), expected)
+
+
+@pytest.mark.parametrize(("count", "drift"), [(100, 2e-3), (3000, 3e-4), (20_000, 1e-4)])
+def test_the_first_way_that_is_free_is_taken(count, drift):
+    scales = some_scales("spread", count, np.random.default_rng(count))
+    ways = guard_choice.choose(scales, drift)
+    assert ways.max() > 100
+    for group, way in enumerate(ways):
+        sigma = scales[group :: len(ways)].astype(np.float64)
+        sigma = sigma[(sigma > scale_table()[0]) & (sigma < scale_table()[-1])]
+        above = np.log(sigma / scale_table()[0]) / LOG_STEP
+        step = np.searchsorted(ALPHABETS, above, side="right") - 1
+        distance = np.diff(ALPHABETS)[step]
+        at = (above - ALPHABETS[step]) / distance * 256 - 97
+        tolerance = (drift * (1 + 1 / sigma) + 1e-6) / LOG_STEP / distance * 256
+        places = np.array([[documented_place(w, k) for k in range(len(ALPHABETS) - 1)] for w in range(way + 1)])
+        free = (np.abs(places[:, step] - at) > tolerance).all(axis=1)
+        assert free.tolist() == [False] * way + [True]
 
 
 @settings(deadline=None)
