@@ -1,6 +1,8 @@
 """The entropy coder against compressai.ans, and constriction if installed, on the same symbols, in the same run.
 
 python bench/entropy_coder.py [SYMBOLS]
+
+Then ours alone, on the symbols of a photograph with each of the embedded models.
 """
 
 from __future__ import annotations
@@ -8,16 +10,22 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 from compressai.entropy_models import GaussianConditional
 from numpy.typing import NDArray
+from PIL import Image
 
+from model import Codec, Zoo, guard
 from model.benchmark.machine import describe
 from model.entropy import Coder, stream_count
+from model.pixels import from_pil
 from model.tables import gaussian_tables, scale_table
+
+PHOTO = Path(__file__).parents[1] / "tests" / "data" / "photo.png"
 
 
 def timed(*works: Callable[[], object], runs: int = 15) -> list[float]:
@@ -62,6 +70,27 @@ def main(count: int = 491_520) -> None:
         slower = f"{encode / ours[0]:.1f} and {read / ours[1]:.1f} times as long"
         fewer = f"{len(payload) / sizes[name] - 1:+.3%} bytes in ours"
         print(f"{name}: encode {1000 * encode:.2f} ms, decode {1000 * read:.2f} ms: {slower}, {fewer}")
+    for entry in Zoo().entries():
+        if entry.embedded:
+            _of_a_photograph(entry.name)
+
+
+def _of_a_photograph(model: str) -> None:
+    (analysis,) = Codec.load(model, "cpu").analyse([from_pil(Image.open(PHOTO))])
+    of_y = [part for part in analysis.parts()[1:] if not guard.is_guard(part[1])]
+    symbols, indexes = (np.concatenate(arrays) for arrays in zip(*of_y, strict=True))
+    coder = Coder(gaussian_tables())
+    payload = coder.encode([(symbols, indexes)])
+
+    def decode() -> None:
+        decoder = coder.decoder(payload)
+        decoder.read(indexes)
+        decoder.finish()
+
+    seconds = timed(lambda: coder.encode([(symbols, indexes)]), decode, runs=41)
+    encoding, decoding = (1e9 * each / len(symbols) for each in seconds)
+    bits = f"{8 * len(payload) / len(symbols):.2f} bits a symbol"
+    print(f"a photograph with {model}, {bits}, one stream: encode {encoding:.1f} ns a symbol, decode {decoding:.1f}")
 
 
 def _constriction(

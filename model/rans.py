@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from model import crc32c
-from model.alphabets import ESCAPE, FIRST, LIKELIEST, LUT_BITS, ZERO
+from model.alphabets import ESCAPE, FIRST, FREQUENCY, LUT_BITS, PLACE, ZERO
 from model.tables import PRECISION, TOTAL
 
 LOWER = 1 << 32
@@ -21,7 +21,7 @@ _MASK, _PRECISION, _ONE, _WORD = np.uint64(TOTAL - 1), np.uint64(PRECISION), np.
 _checksum = crc32c.update
 
 
-@numba.njit("Tuple((int64, uint64))(int32[::1], int16[::1], uint32[::1], int32[:,::1], uint64, uint16[::1])",
+@numba.njit("Tuple((int64, uint64))(int32[::1], int16[::1], uint64[::1], int32[:,::1], uint64, uint16[::1])",
             nogil=True, cache=True)  # fmt: skip
 def encode(symbols, indexes, intervals, places, state, out):  # type: ignore[no-untyped-def]  # numba infers
     """Write words backwards from the end of `out`; gives the place of the first word, or -1 when `out` is too short."""
@@ -58,8 +58,8 @@ def encode(symbols, indexes, intervals, places, state, out):  # type: ignore[no-
                     state >>= _WORD
                 state = ((state >> shift) << _PRECISION) | (raw[part] << shift) | (state & ((_ONE << shift) - _ONE))
             j = escape
-        interval = np.uint64(intervals[np.uint64(j)])
-        frequency = interval >> _PRECISION
+        interval = intervals[np.uint64(j)]
+        frequency = interval >> np.uint64(FREQUENCY)
         if state >= frequency << np.uint64(32):
             place -= _ONE
             out[place] = np.uint16(state & np.uint64(0xFFFF))
@@ -69,7 +69,7 @@ def encode(symbols, indexes, intervals, places, state, out):  # type: ignore[no-
     return np.int64(place), state
 
 
-@numba.njit("int64(uint16[::1], uint64[::1], int16[::1], uint32[::1], int32[:,::1], uint32[::1], int32[::1])",
+@numba.njit("int64(uint16[::1], uint64[::1], int16[::1], uint64[::1], int32[:,::1], uint64[::1], int32[::1])",
             nogil=True, cache=True)  # fmt: skip
 def decode(words, registers, indexes, intervals, places, lut, out):  # type: ignore[no-untyped-def]  # numba infers
     """Read `len(indexes)` symbols into `out`; `registers` keeps state, place and checksum between calls.
@@ -81,18 +81,13 @@ def decode(words, registers, indexes, intervals, places, lut, out):  # type: ign
     for i in range(len(indexes)):
         table = np.uint64(indexes[i])
         slot = state & _MASK
-        # the likeliest interval needs no look at the slot: where it is right, the processor has gone on by guessing so
-        j = np.uint64(places[table, LIKELIEST])
-        interval = np.uint64(intervals[j])
-        above, frequency = slot - (interval & _MASK), interval >> _PRECISION
-        if above >= frequency:  # a slot below the interval is far above it here
-            j = np.uint64(lut[(table << np.uint64(LUT_BITS)) + (slot >> np.uint64(PRECISION - LUT_BITS))])
-            interval = np.uint64(intervals[j])
-            above, frequency = slot - (interval & _MASK), interval >> _PRECISION
-            while above >= frequency:
-                j += _ONE
-                interval = np.uint64(intervals[j])
-                above, frequency = slot - (interval & _MASK), interval >> _PRECISION
+        interval = lut[(table << np.uint64(LUT_BITS)) + (slot >> np.uint64(PRECISION - LUT_BITS))]
+        j = (interval >> np.uint64(PLACE)) & np.uint64(0xFFFFFFFF)
+        above, frequency = slot - (interval & _MASK), interval >> np.uint64(FREQUENCY)
+        while above >= frequency:
+            j += _ONE
+            interval = intervals[j]
+            above, frequency = slot - (interval & _MASK), interval >> np.uint64(FREQUENCY)
         state = frequency * (state >> _PRECISION) + above
         if state < np.uint64(LOWER):
             if place >= end:
