@@ -11,13 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model.rans import FREQUENCY, LUT_BITS, PLACE
 from model.tables import PRECISION, Tables
-
-LUT_BITS = 7
-"""The first bits of a slot, which say where the search in an alphabet starts: more of them would fill the cache."""
-PLACE, FREQUENCY = 16, 48
-"""The lowest bits of an interval's place and of its frequency."""
-FIRST, ESCAPE, ZERO = range(3)
 
 
 @dataclass(frozen=True)
@@ -26,8 +21,8 @@ class Alphabets:
 
     Attributes:
         intervals: uint64, of all alphabets one after another.
-        places: int32 (alphabets, 3): the places of its FIRST interval, of its ESCAPE, and of symbol ZERO, which may lie
-            outside.
+        places: int32 (alphabets, 3), in columns `rans.FIRST`, `ESCAPE` and `ZERO`: the places of its first interval, of
+            its escape, and of symbol 0, which may lie outside.
         lut: uint64, for each alphabet and each of the first bits of a slot the interval of the first such slot.
     """
 

@@ -31,7 +31,7 @@ def _tables() -> NDArray[np.uint32]:
 _TABLES = _tables()
 
 
-@numba.njit("uint32(uint32, uint32)", nogil=True)
+@numba.njit(nogil=True)
 def by_table(register, number):  # type: ignore[no-untyped-def]  # numba infers
     """On any processor."""
     mixed = register ^ number
@@ -45,7 +45,7 @@ def by_table(register, number):  # type: ignore[no-untyped-def]  # numba infers
 
 @intrinsic
 def by_instruction(_typing: Any, _register: Any, _number: Any) -> Any:
-    """By SSE 4.2, which every x86 processor since 2011 has."""
+    """By an instruction that x86 processors have had since 2011."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         word = ir.IntType(32)
@@ -60,8 +60,8 @@ def by_instruction(_typing: Any, _register: Any, _number: Any) -> Any:
 
 def has_instruction() -> bool:
     """Of the processor that numba compiles for, which need not be this one."""
-    features: str = cpu_target.target_context.codegen().magic_tuple()[-1]
-    return "+sse4.2" in features.split(",")
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return str(triple).startswith("x86_64") and "+crc32" in str(features).split(",")
 
 
 update: Any = by_instruction if has_instruction() else by_table

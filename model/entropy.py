@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from model import crc32c
 from model.alphabets import Alphabets
-from model.rans import LOWER, SYMBOL_LIMIT, decode, encode
+from model.rans import BAD_ESCAPE, LOWER, OUT_OF_WORDS, SYMBOL_LIMIT, decode, encode
 from model.tables import Tables
 from model.threads import each
 
@@ -72,17 +72,18 @@ class Coder:
         return _join(each(one, range(streams)))
 
     def _encode_stream(self, symbols: NDArray[np.int32], indexes: NDArray[np.int16]) -> bytes:
-        if len(symbols) and (symbols.max() >= SYMBOL_LIMIT or symbols.min() <= -SYMBOL_LIMIT):
-            raise ValueError("a latent is too large to code: are these the weights of a trained model?")
+        within = len(symbols) == 0 or (symbols.max() < SYMBOL_LIMIT and symbols.min() > -SYMBOL_LIMIT)
         a = self.alphabets
         checksum = google_crc32c.value(symbols.astype("<i4", copy=False).tobytes())
         for words_a_symbol in (1, 5):  # 16 bits a symbol is plenty; the worst escape takes five words
             out = np.empty(words_a_symbol * len(symbols) + 64, np.uint16)
-            place, state = encode(symbols, indexes, a.intervals, a.places, np.uint64(LOWER + checksum), out)
-            if place >= 0:
+            first, state = encode(symbols, indexes, a.intervals, a.places, np.uint64(LOWER + checksum), out)
+            if first != OUT_OF_WORDS:
                 break
+        if first == BAD_ESCAPE or not within:
+            raise ValueError("a latent is too large to code: are these the weights of a trained model?")
         head = int(state).to_bytes(2 * _STATE_WORDS, "little")
-        return head + out[place:].astype("<u2", copy=False).tobytes()
+        return head + out[first:].astype("<u2", copy=False).tobytes()
 
     def decoder(self, payload: bytes, streams: int = 1) -> Decoder:
         """A reader of a payload of so many streams.

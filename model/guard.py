@@ -10,8 +10,8 @@ computes every σ to within the tolerance then finds the same alphabet for every
 The tolerance is D·(1 + σ): σ is a sum of terms of about the same size whatever its value, so its error is nearly
 constant where σ is small. In ln σ, where the scales are 0.123 apart, that is D·(1 + 1/σ). The smallest scales, where
 that is widest and the choice matters least, are served by fewer alphabets. The terms are what the slices before have
-given, so the errors are larger where their σ are: D grows with the largest σ of the slice before (`drifts`). Only
-the writer needs it.
+given, so the errors are larger where their σ are: D grows with the largest σ of the slice before. Only the writer
+needs it (model/guard_choice.py).
 
 What it costs: a group in which λ elements are expected to be in a way's way has e^λ - 1 ways before the free one on
 average, which takes 1.44·λ + 1.44 bits. So few large groups are cheap. Each takes its elements from all over the slice:
@@ -29,14 +29,10 @@ from numpy.typing import NDArray
 from model.entropy import Decoder, SymbolMismatch
 from model.steps import (
     ALPHABETS,
-    CELL,
-    FIRST_CELL,
-    LAST_CELL,
-    NEXT_OF_CELL,
-    STEP_OF_CELL,
     STEPS,
     THRESHOLDS,
     WAYS,
+    cell_and_step,
     place,
 )
 from model.tables import GUARD_MEANS, SCALE_LEVELS, SCALE_MAX, SCALE_MIN
@@ -64,9 +60,7 @@ def _indexes(scales, bits, ways, g):  # type: ignore[no-untyped-def]
     for e in range(len(scales)):
         if scales[e] > np.float32(SCALE_MIN):
             sigma = min(scales[e], np.float32(SCALE_MAX))
-            cell = np.uint64(min(bits[e] >> np.uint32(CELL), np.uint32(LAST_CELL)) - np.uint32(FIRST_CELL))
-            # no branch that a processor could guess wrong
-            k = np.uint64(STEP_OF_CELL[cell]) + np.uint64(sigma >= NEXT_OF_CELL[cell])
+            _, k = cell_and_step(sigma, bits[e])
             out[e] = ALPHABETS[k + np.uint64(sigma > at[np.uint64(g), k])]
         else:
             out[e] = ALPHABETS[0]
@@ -112,7 +106,7 @@ def _table(number: int, ways: NDArray[np.int32] | int) -> NDArray[np.int16]:
 
 
 def read(decoder: Decoder, elements: int) -> NDArray[np.int32]:
-    """What `choose` chose for a slice of so many elements.
+    """What the writer chose for a slice of so many elements.
 
     Raises:
         SymbolMismatch: the stream says nothing of the kind.

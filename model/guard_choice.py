@@ -12,17 +12,14 @@ from numpy.typing import NDArray
 from model.guard import most_groups
 from model.steps import (
     ALPHABETS,
-    CELL,
     CELLS,
-    FIRST_CELL,
+    EDGES,
     LOG_MIN,
-    LOWER,
     MIDDLE,
-    NEXT_OF_CELL,
     PLACES,
-    STEP_OF_CELL,
     STEPS,
     WAYS,
+    cell_and_step,
     drawn,
 )
 from model.tables import LOG_STEP, SCALE_MAX, SCALE_MIN
@@ -31,14 +28,13 @@ DRIFT, DRIFT_OF_LARGEST, MOST_DRIFT = 1.8e-5, 2.4e-6, 2.5e-3
 """D is the first and, times the largest σ of the slice before (of the first slice, its own), the second, at most the
 third."""
 
-_THIRD = 1 / 3
 _ROUNDING = 1e-6  # of σ in float32, in ln σ
 _LARGE, _SLOWER = 64.0, 1 / 8  # σ beyond this, which no photograph has but black-and-white pictures, count less for D
 _LARGE_Z = 7  # symbols of z beyond this, which only noise and patterns have, make D of the first slice larger
 _CROWDED = 8.0  # elements in the way that a group may expect: one way in 3000 is then free
 
-_begin = CELLS.view(np.float32).astype(np.float64)
-_INVERSE_OF_CELL, _LOG_OF_CELL, _LOG_OF_STEP = 1 / _begin, np.log(_begin), np.log(LOWER)
+_begin = CELLS.astype(np.float64)
+_INVERSE_OF_CELL, _LOG_OF_CELL, _LOG_OF_STEP = 1 / _begin, np.log(_begin), np.log(EDGES)
 _PLACES_OF_STEP = 256 / np.diff(ALPHABETS).astype(np.float64)
 """Places that the distance between two scales of the table holds, in each step."""
 _PLACES_OF_LOG = _PLACES_OF_STEP / LOG_STEP
@@ -65,18 +61,17 @@ def drifts(z: NDArray[np.int32], sigmas: Sequence[NDArray[np.float32]]) -> list[
             nogil=True, cache=True)  # fmt: skip
 def _in_the_way(scales, bits, drift):  # type: ignore[no-untyped-def]
     """The elements in the way of a step at some place: the element, the step, a bit for each place; all their bits."""
-    elements = np.empty(len(scales) + 1, np.int64)
-    steps = np.empty(len(scales) + 1, np.int16)
+    elements = np.empty(len(scales), np.int64)
+    steps = np.empty(len(scales), np.int16)
     likely = 0
     for e in range(len(scales)):
         if not (scales[e] > np.float32(SCALE_MIN) and scales[e] < np.float32(SCALE_MAX)):
             continue
-        cell = np.uint64((bits[e] >> np.uint32(CELL)) - np.uint32(FIRST_CELL))
-        k = np.uint64(STEP_OF_CELL[cell]) + np.uint64(scales[e] >= NEXT_OF_CELL[cell])
+        cell, k = cell_and_step(scales[e], bits[e])
         # most are far from every place: that shows without a division or a logarithm, to a thousandth of a place
         inverse = _INVERSE_OF_CELL[cell]
         x = np.float64(scales[e]) * inverse - 1
-        near = (_LOG_OF_CELL[cell] - _LOG_OF_STEP[k] + x * (1 - x * (0.5 - x * _THIRD))) * _PLACES_OF_LOG[k] - 97
+        near = (_LOG_OF_CELL[cell] - _LOG_OF_STEP[k] + x * (1 - x * (0.5 - x * (1 / 3)))) * _PLACES_OF_LOG[k] - 97
         reach = (drift * (1 + inverse) + _ROUNDING) * _PLACES_OF_LOG[k] + 1e-3
         elements[likely], steps[likely] = e, np.int16(k)
         likely += max(np.ceil(near - reach), 0.0) <= min(near + reach, PLACES - 1.0)  # no branch to be guessed wrong

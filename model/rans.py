@@ -10,13 +10,21 @@ import numba
 import numpy as np
 
 from model import crc32c
-from model.alphabets import ESCAPE, FIRST, FREQUENCY, LUT_BITS, PLACE, ZERO
 from model.tables import PRECISION, TOTAL
 
 LOWER = 1 << 32
 """States lie in [2³², 2⁴⁸) between symbols."""
 SYMBOL_LIMIT = 1 << 30
-_OUT_OF_WORDS, _BAD_ESCAPE = -1, -2
+OUT_OF_WORDS, BAD_ESCAPE = -1, -2
+
+# How model/alphabets.py lays tables out. It stands here, since numba's cache looks at this file alone: loops compiled
+# for another layout would read beyond their arrays.
+LUT_BITS = 7
+"""The first bits of a slot, which say where the search in an alphabet starts."""
+PLACE, FREQUENCY = 16, 48
+"""The lowest bits of an interval's place and of its frequency."""
+FIRST, ESCAPE, ZERO = range(3)
+
 _MASK, _PRECISION, _ONE, _WORD = np.uint64(TOTAL - 1), np.uint64(PRECISION), np.uint64(1), np.uint64(16)
 _checksum = crc32c.update
 
@@ -24,13 +32,13 @@ _checksum = crc32c.update
 @numba.njit("Tuple((int64, uint64))(int32[::1], int16[::1], uint64[::1], int32[:,::1], uint64, uint16[::1])",
             nogil=True, cache=True)  # fmt: skip
 def encode(symbols, indexes, intervals, places, state, out):  # type: ignore[no-untyped-def]  # numba infers
-    """Write words backwards from the end of `out`; gives the place of the first word, or -1 when `out` is too short."""
-    place = np.uint64(len(out))
+    """Write words backwards from the end of `out`; gives where the first word is, or what is wrong."""
+    at = np.uint64(len(out))
     raw = np.empty(4, np.uint64)
     bits = np.empty(4, np.uint64)
     for behind in range(len(symbols)):
-        if place < np.uint64(8):
-            return -1, state
+        if at < np.uint64(8):
+            return OUT_OF_WORDS, state
         i = np.uint64(len(symbols) - 1 - behind)
         table = np.uint64(indexes[i])
         first, escape = np.int64(places[table, FIRST]), np.int64(places[table, ESCAPE])
@@ -40,6 +48,8 @@ def encode(symbols, indexes, intervals, places, state, out):  # type: ignore[no-
             length = 0
             while excess >> np.uint64(length):
                 length += 1
+            if length > 31:  # which five bits do not hold
+                return BAD_ESCAPE, state
             # in reading order: the bit length, then the bits below the leading one, low part first
             raw[0], bits[0], count = np.uint64(length), np.uint64(5), 1
             rest, left = excess, length - 1
@@ -53,20 +63,20 @@ def encode(symbols, indexes, intervals, places, state, out):  # type: ignore[no-
             for part in range(count - 1, -1, -1):
                 shift = _PRECISION - bits[part]
                 if state >= _ONE << (np.uint64(32) + shift):
-                    place -= _ONE
-                    out[place] = np.uint16(state & np.uint64(0xFFFF))
+                    at -= _ONE
+                    out[at] = np.uint16(state & np.uint64(0xFFFF))
                     state >>= _WORD
                 state = ((state >> shift) << _PRECISION) | (raw[part] << shift) | (state & ((_ONE << shift) - _ONE))
             j = escape
         interval = intervals[np.uint64(j)]
         frequency = interval >> np.uint64(FREQUENCY)
         if state >= frequency << np.uint64(32):
-            place -= _ONE
-            out[place] = np.uint16(state & np.uint64(0xFFFF))
+            at -= _ONE
+            out[at] = np.uint16(state & np.uint64(0xFFFF))
             state >>= _WORD
         quotient = state // frequency
         state = (quotient << _PRECISION) + (interval & _MASK) + (state - quotient * frequency)
-    return np.int64(place), state
+    return np.int64(at), state
 
 
 @numba.njit("int64(uint16[::1], uint64[::1], int16[::1], uint64[::1], int32[:,::1], uint64[::1], int32[::1])",
@@ -76,7 +86,7 @@ def decode(words, registers, indexes, intervals, places, lut, out):  # type: ign
 
     0, or what is wrong.
     """
-    state, place, checksum = registers[0], registers[1], np.uint32(registers[2])
+    state, at, checksum = registers[0], registers[1], np.uint32(registers[2])
     end = np.uint64(len(words))
     for i in range(len(indexes)):
         table = np.uint64(indexes[i])
@@ -90,10 +100,10 @@ def decode(words, registers, indexes, intervals, places, lut, out):  # type: ign
             above, frequency = slot - (interval & _MASK), interval >> np.uint64(FREQUENCY)
         state = frequency * (state >> _PRECISION) + above
         if state < np.uint64(LOWER):
-            if place >= end:
-                return _OUT_OF_WORDS
-            state = (state << _WORD) | np.uint64(words[place])
-            place += _ONE
+            if at >= end:
+                return OUT_OF_WORDS
+            state = (state << _WORD) | np.uint64(words[at])
+            at += _ONE
         zero, symbol = np.int64(places[table, ZERO]), np.int64(j) - places[table, ZERO]
         if j == np.uint64(places[table, ESCAPE]):
             excess, position, left, length = np.int64(0), np.int64(0), np.int64(5), np.int64(-1)
@@ -103,10 +113,10 @@ def decode(words, registers, indexes, intervals, places, lut, out):  # type: ign
                 value = np.int64((state & _MASK) >> shift)
                 state = ((state >> _PRECISION) << shift) | (state & ((_ONE << shift) - _ONE))
                 if state < np.uint64(LOWER):
-                    if place >= end:
-                        return _OUT_OF_WORDS
-                    state = (state << _WORD) | np.uint64(words[place])
-                    place += _ONE
+                    if at >= end:
+                        return OUT_OF_WORDS
+                    state = (state << _WORD) | np.uint64(words[at])
+                    at += _ONE
                 if length < 0:
                     length, left = value, max(value - 1, np.int64(0))
                 else:
@@ -117,8 +127,8 @@ def decode(words, registers, indexes, intervals, places, lut, out):  # type: ign
                 excess |= np.int64(1) << (length - 1)
             symbol = places[table, FIRST] - zero - ((excess + 1) >> 1) if excess & 1 else symbol + (excess >> 1)
             if symbol >= SYMBOL_LIMIT or symbol <= -SYMBOL_LIMIT:
-                return _BAD_ESCAPE
+                return BAD_ESCAPE
         out[i] = np.int32(symbol)
         checksum = _checksum(checksum, np.uint32(symbol))
-    registers[0], registers[1], registers[2] = state, place, np.uint64(checksum)
+    registers[0], registers[1], registers[2] = state, at, np.uint64(checksum)
     return 0

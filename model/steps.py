@@ -1,6 +1,7 @@
 """The steps from one alphabet of y to the next in σ: where they may be placed, and where a σ lies among them.
 
-All of this is part of format version 1 (docs/bitstream.md).
+Where they may be placed is part of format version 1 (docs/bitstream.md). All of it is compiled into the loops of
+guard.py and guard_choice.py, and numba's cache does not see what changes here.
 """
 
 from __future__ import annotations
@@ -57,12 +58,22 @@ def _below(exact: NDArray[np.float64]) -> NDArray[np.float32]:
 _places = (97 + np.arange(PLACES)) / 256
 THRESHOLDS = _below(_scale(ALPHABETS[:-1, None] + np.diff(ALPHABETS)[:, None] * _places))
 """σ at each place of each step: (steps, places); a float32 is above one of these where it is above the exact place."""
-LOWER = _scale(ALPHABETS.astype(np.float64))
-CELL = 17  # bits of a float32 that a cell leaves out: it is narrower than any step
-FIRST_CELL = int(np.float32(SCALE_MIN).view(np.uint32)) >> CELL
-LAST_CELL = int(np.float32(SCALE_MAX).view(np.uint32)) >> CELL
-CELLS = np.arange(FIRST_CELL, LAST_CELL + 1, dtype=np.uint32) << CELL
-STEP_OF_CELL = np.clip(np.searchsorted(LOWER, CELLS.view(np.float32), side="right") - 1, 0, STEPS - 1)
-"""The step that each cell begins in."""
-NEXT_OF_CELL = -_below(-np.append(LOWER[1:-1], np.inf))[STEP_OF_CELL]
+EDGES = _scale(ALPHABETS.astype(np.float64))
+"""σ of the scales that steps lie between."""
+
+# Which step a σ belongs to is found by the first bits of its float32.
+_CELL = 17  # bits that a cell leaves out: it is narrower than any step
+_FIRST_CELL = int(np.float32(SCALE_MIN).view(np.uint32)) >> _CELL
+_LAST_CELL = int(np.float32(SCALE_MAX).view(np.uint32)) >> _CELL
+CELLS = (np.arange(_FIRST_CELL, _LAST_CELL + 1, dtype=np.uint32) << _CELL).view(np.float32)
+"""σ that each cell begins with."""
+_STEP_OF_CELL = np.clip(np.searchsorted(EDGES, CELLS, side="right") - 1, 0, STEPS - 1)
+_NEXT_OF_CELL = -_below(-np.append(EDGES[1:-1], np.inf))[_STEP_OF_CELL]
 """Where the next step begins: the smallest float32 that is in it."""
+
+
+@numba.njit("UniTuple(uint64, 2)(float32, uint32)", nogil=True, cache=True)
+def cell_and_step(sigma, bits):  # type: ignore[no-untyped-def]
+    """Of a σ from the first scale on and below infinity, and its bits; without a branch that may be guessed wrong."""
+    cell = np.uint64(min(bits >> np.uint32(_CELL), np.uint32(_LAST_CELL)) - np.uint32(_FIRST_CELL))
+    return cell, np.uint64(_STEP_OF_CELL[cell]) + np.uint64(sigma >= _NEXT_OF_CELL[cell])

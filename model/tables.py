@@ -77,7 +77,7 @@ class Tables:
         rises[last[:-1]] = True  # from the end of one alphabet to the start of the next
         if not rises.all() or (self.cdf[first] != 0).any() or (self.cdf[last] != TOTAL).any():
             raise ValueError("a cumulative table does not rise from 0 to 65536")
-        if np.abs(self.low).max() > 1 << 20:
+        if np.abs(self.low.astype(np.int64)).max() > 1 << 20:
             raise ValueError("an alphabet starts too far from zero")
 
 

@@ -32,18 +32,15 @@ def decoded(codec: Codec, containers: Sequence[Container]) -> list[Decoded]:
     order: list[Reader] = []
     sums = []
 
-    def note(reader, symbols):
+    done = Reader.done
+
+    def noted(reader, succeeded, symbols):
+        done(reader, succeeded, symbols)
         if not any(reader is known for known in order):
             order.append(reader)
             sums.append(hashlib.sha256())
         place = next(i for i, known in enumerate(order) if known is reader)
         sums[place].update(symbols.astype("<i4").tobytes())
-
-    done = Reader.done
-
-    def noted(reader, succeeded, out):
-        done(reader, succeeded, out)
-        note(reader, out)
 
     with mock.patch.object(Reader, "done", noted):
         results = codec.synthesise(containers)

@@ -123,9 +123,11 @@ def test_one_bad_file_of_a_batch_fails_alone(codec, tiny_codec, photo):
     files = [read_container(codec.encode(photo.crop((x, 0, x + 128, 100)))) for x in (0, 60)]
     foreign = read_container(tiny_codec.encode(photo.crop((0, 0, 128, 100))))
     damaged = replace(files[0], payload=files[0].payload[:200] + bytes(2) + files[0].payload[202:])
-    first, second, third, fourth = codec.synthesise([foreign, files[0], damaged, files[1]])
+    cut = replace(files[1], payload=files[1].payload[:6])
+    first, second, third, fourth, fifth = codec.synthesise([foreign, files[0], damaged, files[1], cut])
     assert isinstance(first, IncompatibleModel)
     assert isinstance(third, IncompatibleModel)
+    assert isinstance(fifth, CorruptBitstream)
     for padded, file in ((second, files[0]), (fourth, files[1])):
         np.testing.assert_allclose(
             codec.decode_container(file).rgb.astype(int), codec.unpack(file, padded).rgb.astype(int), atol=1
@@ -188,7 +190,7 @@ def test_sound_files_of_symbols_that_do_not_come_out_are_named(codec, photo):
 def test_payloads_that_no_arithmetic_can_read_are_corrupt(codec, photo):
     """Weights have no part in that: whoever is told so would look for them in vain."""
     container = read_container(codec.encode(photo))
-    payloads = (b"", bytes(5), bytes(1000), container.payload[:7])
+    payloads = (b"", bytes(5), bytes(1000), container.payload[:7], container.payload[:6])  # the last ends within z
     with mock.patch.object(LatentCoder, "_float64") as costly:
         for wrong in [replace(container, width=3000), *(replace(container, payload=one) for one in payloads)]:
             with pytest.raises(CorruptBitstream, match="its payload"):

@@ -145,7 +145,7 @@ def test_truncation_never_passes(cut):
     st.data(),
 )
 def test_alphabets_of_any_place_and_shape(alphabets, data):
-    """Those of z need not hold 0, nor have their likeliest symbol in the middle."""
+    """Those of z need not hold 0."""
     cdfs = [np.append(np.cumsum([0, *sizes]), TOTAL).astype(np.int32) for _, sizes in alphabets]
     lows = np.array([low for low, _ in alphabets], np.int32)
     tables = Tables(np.concatenate(cdfs), np.cumsum([0, *map(len, cdfs)]).astype(np.int32), lows)
@@ -160,6 +160,14 @@ def test_alphabets_of_any_place_and_shape(alphabets, data):
 def test_too_large_a_symbol_is_refused():
     with pytest.raises(ValueError, match="too large"):
         CODER.encode([(np.array([2**30], np.int32), np.array([0], np.int16))])
+
+
+@pytest.mark.parametrize(("low", "symbol"), [(-1024, 2**30 - 1), (1 << 20, -(2**30) + 1)])
+def test_too_far_from_its_alphabet_is_refused(low, symbol):
+    """Found by review: its distance took 32 bits, which the format cannot say, and the stream was no one's to read."""
+    coder = Coder(Tables(np.array([0, 5, TOTAL], np.int32), np.array([0, 3], np.int32), np.array([low], np.int32)))
+    with pytest.raises(ValueError, match="too large"):
+        coder.encode([(np.array([symbol], np.int32), np.zeros(1, np.int16))])
 
 
 # ---- the tables
@@ -202,6 +210,7 @@ def test_tables_of_z_are_the_bottlenecks_likelihoods():
         Tables(np.array([0, 5, TOTAL], np.int32), np.array([0, 4], np.int32), np.array([0], np.int32)),
         Tables(np.array([0, TOTAL], np.int32), np.array([0, 2], np.int32), np.array([0], np.int32)),
         Tables(np.array([0, 5, TOTAL], np.int32), np.array([0, 3], np.int32), np.array([2**29], np.int32)),
+        Tables(np.array([0, 5, TOTAL], np.int32), np.array([0, 3], np.int32), np.array([-(2**31)], np.int32)),
     ],
 )
 def test_unsound_tables_are_refused(broken):

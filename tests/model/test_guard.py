@@ -66,6 +66,8 @@ def test_tolerance_grows_with_what_a_slice_is_computed_from():
     assert guard_choice.drifts(z, [small, large, vast, small])[3] == guard_choice.MOST_DRIFT
     assert guard_choice.drifts(7 * z, [small, small]) == [3 * alone[0], alone[1]]
     assert guard_choice.drifts(10_000 * z, [vast])[0] == guard_choice.MOST_DRIFT
+    beyond = np.array([np.nan, np.inf, -np.inf, 50, -1], np.float32)  # which no file comes of
+    assert guard_choice.drift_after(beyond) == guard_choice.drift_after(large)
 
 
 def test_the_writer_guards_each_slice_with_its_own_tolerance(photo):
@@ -106,6 +108,18 @@ def test_where_no_way_is_free_the_writer_says_way_0():
     low, high = np.log(scale_table()[[10, 11]])
     every_place = np.exp(low + (97 + np.arange(PLACES)) / 256 * (high - low)).astype(np.float32)
     assert guard_choice.choose(every_place).tolist() == [0]
+
+
+@pytest.mark.parametrize("way", [0, 1, 63, 64, 65, WAYS // 2 + 3, WAYS - 64, WAYS - 2, WAYS - 1])
+def test_any_way_may_be_the_first_that_is_free(way):
+    """All places of some steps are taken but those of one way."""
+    busy = np.arange(20, 29)
+    elements = np.zeros(len(busy), np.int64)
+    free = np.array([documented_place(way, int(k)) for k in busy], np.uint64)
+    blocked = ~(np.uint64(1) << free)
+    ways = np.full(1, -1, np.int32)
+    assert guard_choice._first_free(elements, busy.astype(np.int16), blocked, ways)
+    assert ways[0] == way
 
 
 def documented_place(way: int, step: int) -> int:
