@@ -52,4 +52,18 @@ def main() -> None:
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     for name in [asked] if asked in points else points:
         _join(name, points[name].load())
-    app()
+    code: Any = 0
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        from model.commands.common import exit_code, forget_output, stderr
+
+        forget_output()
+        if not code:
+            stderr.print(f"tcm: {error}")
+            code = exit_code(error)
+    sys.exit(code)

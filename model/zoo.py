@@ -124,17 +124,17 @@ class Zoo:
             raise ValueError(f"quality is 1 to 6, not {quality}")
         wanted = LAMBDAS[like.info.metric][quality - 1]
         family = [e for e in self.entries() if (e.info.config, e.info.metric) == (like.info.config, like.info.metric)]
-        return min(family, key=lambda e: abs(math.log(e.info.lmbda / wanted)))
+        return min(family, key=lambda e: (abs(math.log(e.info.lmbda / wanted)), e != like))
 
     def by_fingerprint(self, fingerprint: str, name: str = "") -> ZooEntry:
-        """The model with exactly these weights, whatever it is called; `name` is what the file calls it.
+        """The model with exactly these weights, whatever it is called; of several that called `name`, as the file says.
 
         Raises:
             IncompatibleModel: the weights are not here; the message says which are needed.
         """
-        for entry in self._all:
-            if entry.info.fingerprint == fingerprint:
-                return entry
+        same = [entry for entry in self._all if entry.info.fingerprint == fingerprint]
+        if same:
+            return next((entry for entry in same if entry.name == name), same[0])
         here = self._by_name.get(name)
         raise IncompatibleModel(
             f"needs model {name or 'unnamed'!r} with weights {fingerprint}; "

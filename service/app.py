@@ -2,8 +2,8 @@
 
 A request passes `Observe` (its id, its log line, its numbers; with a `LastResort` of its own around the others),
 `Farewell` (the last ones end their connections), `SecurityHeaders`, `Cors` where other origins may call, `CrossSite`
-(pages of other sites change nothing), `LastResort` (whatever is raised is a problem), `Gate` (is there a place for it?)
-and `BodyLimit` (bytes), then its handler in `routes/`.
+(pages of other origins change nothing), `LastResort` (whatever is raised is a problem), `Gate` (is there a place for
+it?) and `BodyLimit` (bytes), then its handler in `routes/`.
 
 Two counters are the process's, because uvicorn makes the connections and knows nothing of this: `Connection.unread` and
 `FileAnswer.waiting`, bytes of answers that clients have yet to read.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from service.errors import RangeNotSatisfiable
+from service.errors import PreconditionFailed, RangeNotSatisfiable
 
 _TAG = re.compile(r'\s*(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|$)')
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.IGNORECASE)
@@ -25,11 +25,16 @@ def client_has(if_none_match: str | None, current: Callable[[str], bool]) -> str
     return next((tag for tag in _TAG.findall(if_none_match) if current(tag)), None)
 
 
-def is_meant(if_match: str | None, etag: str) -> bool:
-    """Whether a request that says `If-Match` is about the representation of this strong entity tag, or about any."""
+def demand(if_match: str | None, etag: str) -> None:
+    """That a request which says `If-Match` is about the representation of this strong entity tag, or about any.
+
+    Raises:
+        PreconditionFailed: it is about another.
+    """
     if if_match is None or if_match.strip() == "*":
-        return True
-    return etag in (tag.strip() for tag in if_match.split(","))
+        return
+    if etag not in (tag.strip() for tag in if_match.split(",")):
+        raise PreconditionFailed(f"the entity tag is {etag} now")
 
 
 def wanted_range(header: str | None, if_range: str | None, etag: str, size: int) -> slice | None:

@@ -55,7 +55,8 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Refuse a transfer coding that a proxy in front may read as another body than we do."""
-        if name.lower() == b"transfer-encoding" and value.strip().lower() != b"chunked":
+        value = value.strip(b" \t")  # which the parser leaves at the end (RFC 9112, 5.1)
+        if name.lower() == b"transfer-encoding" and value.lower() != b"chunked":
             raise ValueError("a transfer coding other than chunked")
         super().on_header(name, value)
 

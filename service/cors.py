@@ -23,8 +23,11 @@ _RESPONSE_HEADERS = (
 )  # fmt: skip
 
 
+_OTHERS = {"cross-site", "same-site"}  # the latter: another port of this host, another host of this domain
+
+
 class CrossSite:
-    """ASGI middleware: pages of other sites change nothing here, though they may not be let to see what they did.
+    """ASGI middleware: pages of other origins change nothing here, though they may not be let to see what they did.
 
     Browsers send forms, and files in them, to any address without asking first; where the service asks for no key, as
     on a developer's machine, that would be enough. They say that they do, which programs have no reason to;
@@ -39,8 +42,8 @@ class CrossSite:
         if scope["type"] == "http" and scope["method"] in ("POST", "DELETE"):
             headers = Headers(scope=scope)
             allowed = "*" in self.origins or headers.get("origin") in self.origins
-            if headers.get("sec-fetch-site") == "cross-site" and not allowed:
-                refusal = CrossOriginRefused("not allowed from a page of another site")
+            if headers.get("sec-fetch-site") in _OTHERS and not allowed:
+                refusal = CrossOriginRefused("not allowed from a page of another origin")
                 await answer(scope, refusal)(scope, receive, send)
                 return
         await self.app(scope, receive, send)

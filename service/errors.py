@@ -254,7 +254,7 @@ class UnsupportedBitstream(Problem):
 class PreconditionFailed(Problem):
     """What is there is not what `If-Match` names.
 
-    Nothing was done. The entity tag of a bitstream is its id, in quotes.
+    Nothing was done. The entity tag of a bitstream is its id, in quotes; a picture's comes with it.
     """
 
     status, code = 412, "precondition-failed"

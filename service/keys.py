@@ -115,6 +115,7 @@ def read(path: Path) -> list[Key]:
 @contextlib.contextmanager
 def edit(path: Path) -> Iterator[list[Key]]:
     """The entries, to be changed in place: written back at once or not at all, by one process at a time."""
+    path = path.resolve()  # a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -103,6 +103,9 @@ class Protocol(Connection):
         self._unwatch()
         if self.parser.should_upgrade():
             raise ValueError("a CONNECT, or an Upgrade of a request behind a body")
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
+            raise ValueError(f"{'several Host headers' if hosts else 'no Host header'}")
         self._join_lists()
         super().on_headers_complete()
 

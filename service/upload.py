@@ -63,8 +63,22 @@ async def read_upload(request: Request, media_types: Collection[str], max_bytes:
     return upload
 
 
+class _Form(MultiPartParser):
+    """Starlette's, which takes a form for whole that was cut between two chunks."""
+
+    begun = ended = False
+
+    def on_part_begin(self) -> None:
+        super().on_part_begin()
+        self.begun = True
+
+    def on_end(self) -> None:
+        super().on_end()
+        self.ended = True
+
+
 async def _read_form(request: Request, max_bytes: int) -> Upload:
-    parser = MultiPartParser(request.headers, request.stream(), max_files=2, max_fields=2, max_part_size=1024)
+    parser = _Form(request.headers, request.stream(), max_files=2, max_fields=2, max_part_size=1024)
     parser.spool_max_size = max_bytes  # stays in memory: nothing is written to disk, which may be read-only
     try:
         form = await parser.parse()
@@ -77,6 +91,8 @@ async def _read_form(request: Request, max_bytes: int) -> Upload:
     except UnicodeError:
         raise BadForm("the form cannot be read: its names are not in the charset that it states") from None
     try:
+        if parser.begun and not parser.ended:
+            raise BadForm("the form ends before its last boundary: was it cut on its way?")
         return await _only_file(form.multi_items())
     finally:
         await form.close()

@@ -15,10 +15,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from model import errors
-from model.commands.common import Device, Json, MaxPixels, ModelDir, exit_code, one_line_errors, reason, stderr, stdout
-from model.container import DEFAULT_MAX_PIXELS
+from model.commands.common import (
+    Device,
+    Json,
+    MaxPixels,
+    ModelDir,
+    exit_code,
+    one_line_errors,
+    reason,
+    say,
+    stderr,
+    stdout,
+)
+from model.container import DEFAULT_MAX_PIXELS, MAGIC
 
-Force = Annotated[bool, typer.Option(help="Replace files that are in OUT, where that is a folder.")]
+Force = Annotated[bool, typer.Option(help="Replace files that are in OUT, or an OUT that is no .tcm.")]
 _Paths = Annotated[list[str], typer.Argument(metavar="IN… OUT", help="Files, then where to; - is standard in or out.")]
 
 
@@ -30,6 +41,8 @@ def _targets(paths: list[str], suffix: str) -> list[tuple[str, str]]:
     if out.endswith(("/", os.sep)) and not Path(out).is_dir():
         raise typer.BadParameter(f"{out} is not a folder: make it first")
     if len(inputs) == 1 and not Path(out).is_dir():
+        if out != "-" and not Path(out).absolute().parent.is_dir():
+            raise typer.BadParameter(f"{Path(out).parent} is not a folder: make it first")
         return [(inputs[0], out)]
     if not Path(out).is_dir():
         raise typer.BadParameter(f"{out} is not a folder, and there are several files to put there")
@@ -58,28 +71,44 @@ def _write(path: str, data: bytes) -> None:
     target = Path(path).resolve()  # a link stays one
     part = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
+        if target.exists():  # whoever may not read it now may not read what takes its place
+            part.touch(0o600)
         part.write_bytes(data)
+        if target.exists():
+            part.chmod(target.stat().st_mode & 0o777)
         part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
-def _check(source: str, target: str, *, keep: bool) -> None:
-    """Refuse to lose what lies at the target; a name that was given by hand may be written over."""
+def _check(source: str, target: str, suffix: str, *, force: bool, folder: bool) -> None:
+    """Refuse to lose what lies at the target; a name that was given by hand may be written over.
+
+    But an image by a bitstream: `tcm encode *.png` of two files, without the folder, names the second as the target.
+    """
     if not Path(target).is_file():
         return
     if source != "-" and Path(source).exists() and Path(source).samefile(target):
         raise FileExistsError("would be written over by what is made of it: say another name")
-    if keep:
+    if force:
+        return
+    if folder:
         raise FileExistsError(f"{target} is there already; --force replaces it")
+    if suffix == ".tcm" and Path(target).suffix != suffix and not _is_bitstream(target):
+        raise FileExistsError(f"{target} is there already, and no .tcm file; --force replaces it")
+
+
+def _is_bitstream(path: str) -> bool:
+    with Path(path).open("rb") as file:
+        return file.read(len(MAGIC)) in (MAGIC, b"")
 
 
 def _each(
-    pairs: list[tuple[str, str]], verb: str, work: Callable[[bytes, str], bytes], *, force: bool, out: str
+    pairs: list[tuple[str, str]], verb: str, suffix: str, work: Callable[[bytes, str], bytes], *, force: bool, out: str
 ) -> None:
     """Do every file, with a progress bar for several; failures are told one by one and do not stop the others."""
-    keep = not force and Path(out).is_dir()
+    folder = Path(out).is_dir()
     codes = set()
     columns = (
         TextColumn(verb),
@@ -93,7 +122,7 @@ def _each(
         for source, target in pairs:
             progress.update(task, name=source)
             try:
-                _check(source, target, keep=keep)
+                _check(source, target, suffix, force=force, folder=folder)
                 _write(target, work(_read(source), target))
             except (errors.ModelError, OSError, ValueError) as error:
                 stderr.print(f"tcm: {source}: {reason(error)}")
@@ -139,7 +168,7 @@ def encode(
         def work(data: bytes, _: str) -> bytes:
             return codec.encode_picture(read_image(data, max_pixels, keep_metadata=metadata == "keep"))
 
-        _each(pairs, "encode", work, force=force, out=paths[-1])
+        _each(pairs, "encode", ".tcm", work, force=force, out=paths[-1])
 
 
 def decode(
@@ -178,7 +207,7 @@ def decode(
             picture = codecs[entry.info.fingerprint].decode_container(container)
             return write_image(picture, wanted)
 
-        _each(pairs, "decode", work, force=force, out=paths[-1])
+        _each(pairs, "decode", "", work, force=force, out=paths[-1])
 
 
 def _format_of(target: str) -> str:
@@ -220,14 +249,13 @@ def info(
     with one_line_errors():
         for row in rows:
             _print(row, as_json=as_json)
-        sys.stdout.flush()
     if codes:
         raise typer.Exit(codes.pop() if len(codes) == 1 else 1)
 
 
 def _print(row: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(row))  # noqa: T201 - this is the output
+        say(json.dumps(row))
         return
     table = Table(show_header=False, box=None)
     for key, value in row.items():

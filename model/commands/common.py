@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,8 +36,15 @@ EXIT_CODES: dict[type[Exception], int] = {
 _EXTRAS = {"bjontegaard": "eval", "matplotlib": "eval"}
 """The extra of this package that brings a module."""
 
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more: an error like any other, not rich's exit with code 1."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 # names and paths are others' text: in brackets or between colons they mean nothing but themselves
-stdout = Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False, highlight=False)
+stdout = _Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False, highlight=False)
 stderr = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda or cuda:N.")]
@@ -60,6 +69,20 @@ def check_place(path: Path | None) -> None:
     """
     if path is not None and not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no such folder")
+
+
+def say(text: str) -> None:
+    """Print what was asked for, now.
+
+    Raises:
+        OSError: nobody takes it.
+    """
+    print(text, flush=True)  # noqa: T201 - this is the output
+
+
+def forget_output() -> None:
+    """What could not be written is not tried again when the program ends, which would say so once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def exit_code(error: Exception) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from model.commands.common import Json, ModelDir, one_line_errors, stderr, stdout
+from model.commands.common import Json, ModelDir, one_line_errors, say, stderr, stdout
 from model.errors import CheckpointUnreadable
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ def models(as_json: Json = False, model_dir: ModelDir = None) -> None:
 
     with one_line_errors():
         _list(Zoo(model_dir), as_json=as_json)
-        sys.stdout.flush()
 
 
 def _list(zoo: Zoo, *, as_json: bool) -> None:
@@ -48,7 +46,7 @@ def _list(zoo: Zoo, *, as_json: bool) -> None:
         for e in zoo.entries()
     ]
     if as_json:
-        print(json.dumps(rows, indent=2))  # noqa: T201 - this is the output
+        say(json.dumps(rows, indent=2))
         return
     table = Table(box=None)
     for column in ("name", "λ", "metric", "quality", "N", "parameters", "MB", "weights", ""):

@@ -142,7 +142,7 @@ def measure(
                             record = _measure_one(coder, path.name, digest, pixels)
                         log.write(json.dumps(dataclasses.asdict(record)) + "\n")
                         log.flush()
-                    of_image.append(record)
+                    of_image.append(dataclasses.replace(record, image=path.name))  # it may have had another then
                     advance(path.name)
             except _LeftOut as why:
                 skipped(str(why))

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from model.commands.common import Json, one_line_errors, stderr, stdout
+from model.commands.common import Json, one_line_errors, say, stderr, stdout
 from service import keys
 from service.keys import Scope
 
@@ -47,7 +47,7 @@ def new(
         key, entry = keys.new_key(name, frozenset(scope or (Scope.ENCODE, Scope.DECODE)), end)
         with keys.edit(file) as entries:
             entries.append(entry)
-    print(key)  # noqa: T201 - this is the output
+            say(key)  # before it is written: one that nobody has seen is good for nothing
     until = f"until {entry.expires:%Y-%m-%d %H:%M} UTC" if entry.expires else "without an end"
     stderr.print(f"key {entry.id} of {name}: {', '.join(sorted(entry.scopes))}, {until}. It is not shown again.")
 
@@ -57,21 +57,21 @@ def ls(file: File, as_json: Json = False) -> None:
     """List the keys; nothing in the list is secret."""
     with one_line_errors():
         entries = keys.read(file)
-    if as_json:
-        rows = [
-            entry.model_dump(mode="json", exclude={"sha256"})
-            | {"scopes": sorted(entry.scopes), "expired": entry.expired}
-            for entry in entries
-        ]
-        print(json.dumps(rows, indent=2))  # noqa: T201 - this is the output
-        return
-    table = Table(box=None)
-    for column in ("id", "name", "scopes", "created", "expires"):
-        table.add_column(column, no_wrap=True)
-    for entry in entries:
-        end = f"{entry.expires:%Y-%m-%d %H:%M}{' (expired)' if entry.expired else ''}" if entry.expires else "never"
-        table.add_row(entry.id, entry.name, " ".join(sorted(entry.scopes)), f"{entry.created:%Y-%m-%d %H:%M}", end)
-    stdout.print(table)
+        if as_json:
+            rows = [
+                entry.model_dump(mode="json", exclude={"sha256"})
+                | {"scopes": sorted(entry.scopes), "expired": entry.expired}
+                for entry in entries
+            ]
+            say(json.dumps(rows, indent=2))
+            return
+        table = Table(box=None)
+        for column in ("id", "name", "scopes", "created", "expires"):
+            table.add_column(column, no_wrap=True)
+        for entry in entries:
+            end = f"{entry.expires:%Y-%m-%d %H:%M}{' (expired)' if entry.expired else ''}" if entry.expires else "never"
+            table.add_row(entry.id, entry.name, " ".join(sorted(entry.scopes)), f"{entry.created:%Y-%m-%d %H:%M}", end)
+        stdout.print(table)
 
 
 @app.command()

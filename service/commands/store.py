@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from model.commands.common import Json, one_line_errors, stderr, stdout
+from model.commands.common import Json, one_line_errors, say, stderr, stdout
 from service import durations
 from service.store.medium import Medium, MediumFailed, Meta
 
@@ -82,7 +82,7 @@ def ls(
         seconds = durations.parse(ttl) if ttl else None
         if as_json:
             for meta in medium.entries():
-                print(json.dumps(_row(meta, seconds)))  # noqa: T201 - this is the output
+                say(json.dumps(_row(meta, seconds)))
             return
         table = Table(box=None)
         table.add_column("id", no_wrap=True, min_width=64)  # to be copied
@@ -126,12 +126,13 @@ def verify(store: Address = None, as_json: Json = False) -> None:
                     reason = f"no readable bitstream: {error}"
             if reason:
                 damaged.append({"id": meta.id, "bytes": len(data), "reason": reason})
-    if as_json:
-        rows = {"store": medium.url, "bitstreams": count, "bytes": size, "damaged": damaged}
-        print(json.dumps(rows, indent=2))  # noqa: T201 - this is the output
-    else:
-        for one in damaged:
-            stdout.print(f"{one['id']}  {one['reason']}")
+        if as_json:
+            rows = {"store": medium.url, "bitstreams": count, "bytes": size, "damaged": damaged}
+            say(json.dumps(rows, indent=2))
+        else:
+            for one in damaged:
+                say(f"{one['id']}  {one['reason']}")
+    if not as_json:
         stderr.print(f"{_count(count)}, {decimal(size)} in {medium.url}: {len(damaged) or 'none'} damaged")
     if damaged:
         raise typer.Exit(DAMAGED)
@@ -151,16 +152,16 @@ def gc(
         removed = [meta for meta in _progress(expired, "removing") if dry_run or medium.expire(meta.id, before)]
         parts = 0 if dry_run else medium.sweep(time.time() - LEFTOVER)
         size = sum(meta.size for meta in removed)
-    if as_json:
-        rows = {
-            "store": medium.url,
-            "removed": [meta.id for meta in removed],
-            "bytes": size,
-            "leftovers": parts,
-            "dry_run": dry_run,
-        }
-        print(json.dumps(rows, indent=2))  # noqa: T201 - this is the output
-        return
+        if as_json:
+            rows = {
+                "store": medium.url,
+                "removed": [meta.id for meta in removed],
+                "bytes": size,
+                "leftovers": parts,
+                "dry_run": dry_run,
+            }
+            say(json.dumps(rows, indent=2))
+            return
     verb = "would go" if dry_run else "removed"
     stderr.print(f"{_count(len(removed))}, {decimal(size)} {verb} from {medium.url}; {parts or 'no'} leftovers")
     if not ttl:
@@ -188,4 +189,4 @@ def sign(
         keys = SigningKeys(os.environ.get("TCM_SIGNING_KEYS", ""))
         path = f"/v1/bitstreams/{id}" + ("/image" if image else "")
         signed = keys.sign(path, int(time.time()) + durations.parse(lasts), key)
-    print(base.rstrip("/") + signed)  # noqa: T201 - this is the output
+        say(base.rstrip("/") + signed)

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from model.container import MAGIC, MEDIA_TYPE, Container, write_container
 from service import access, auth, errors, openapi
-from service.conditional import client_has, is_meant, wanted_range
+from service.conditional import client_has, demand, wanted_range
 from service.context import Here
 from service.file_answer import FileAnswer
 from service.identity import Record
@@ -39,6 +39,7 @@ STORE_PROBLEMS = (errors.StoreDisabled, errors.StoreUnavailable, errors.Deadline
 
 Id = Annotated[str, Path(alias="id", pattern=ID_PATTERN, description="SHA-256 of the bitstream, hexadecimal.")]
 IfNoneMatch = Annotated[str | None, Header(description="Entity tags that the client has: 304 if one is current.")]
+IfMatch = Annotated[str | None, Header(description="Entity tags, of which one must be current: else 412.")]
 
 
 class Stored(BaseModel):
@@ -182,6 +183,7 @@ _BYTES: dict[int | str, dict[str, Any]] = {
         *STORE_PROBLEMS,
         errors.Saturated,
         errors.BitstreamNotFound,
+        errors.PreconditionFailed,
         errors.RangeNotSatisfiable,
         errors.DamagedBitstream,
     )
@@ -192,6 +194,7 @@ async def read(
     here: Here,
     digest: Id,
     reader: access.Reader,
+    if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
     byte_range: Annotated[
         str | None, Header(alias="Range", description="One range of bytes.", examples=["bytes=0-99"])
@@ -206,6 +209,7 @@ async def read(
         lifetime.ends_with_client()
         meta = await here.store.stat(digest)
         headers = {"ETag": etag, "Cache-Control": reader.cache_control(here.store.remaining(meta))}
+        demand(if_match, etag)
         if client_has(if_none_match, lambda tag: tag == etag):
             return Response(status_code=304, headers=headers)
         data = await here.store.get(digest)
@@ -240,13 +244,12 @@ async def delete(
     request: Request,
     here: Here,
     digest: Id,
-    if_match: Annotated[str | None, Header(description="Delete it only if this is its entity tag.")] = None,
+    if_match: IfMatch = None,
     timeout_ms: TimeoutMs = None,
 ) -> Response:
     """Remove a bitstream, sound or damaged, from the store."""
     Record.of(request.scope).bitstream = digest
-    if not is_meant(if_match, f'"{digest}"'):
-        raise errors.PreconditionFailed(f'the entity tag of this bitstream is "{digest}"')
+    demand(if_match, f'"{digest}"')
     async with Lifetime(request, seconds(here, timeout_ms)):
         here.reconstructions.forget(digest)
         await here.store.delete(digest)

@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import access, errors, negotiation, openapi
-from service.conditional import client_has
+from service.conditional import client_has, demand
 from service.context import Here
 from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
-from service.routes.bitstreams import PATH, STORE_PROBLEMS, Id, IfNoneMatch, digest_header
+from service.routes.bitstreams import PATH, STORE_PROBLEMS, Id, IfMatch, IfNoneMatch, digest_header
 from service.routes.common import IMAGES, Accept, TimeoutMs, seconds, server_timing
 from service.upload import disposition
 
@@ -50,6 +50,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         errors.WorkerLost,
         errors.NotReady,
         errors.BitstreamNotFound,
+        errors.PreconditionFailed,
         errors.DamagedBitstream,
         errors.NotAcceptable,
         errors.IncompatibleModel,
@@ -66,6 +67,7 @@ async def image(
     digest: Id,
     reader: access.Reader,
     accept: Accept = None,
+    if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
     timeout_ms: TimeoutMs = None,
 ) -> Response:
@@ -82,16 +84,21 @@ async def image(
         # pictures of one bitstream may differ in their last bits from machine to machine, and each is as good: a
         # client that has any of them, which the first part of its tag says, needs no other
         first = f'"{digest[:16]}.{wanted.name}.'
-        if tag := client_has(if_none_match, lambda tag: tag.startswith(first)):
-            return Response(status_code=304, headers=headers if tag == "*" else headers | {"ETag": tag})
+        tag = client_has(if_none_match, lambda tag: tag.startswith(first)) if if_match is None else None
+        if tag and tag != "*":
+            return Response(status_code=304, headers=headers | {"ETag": tag})
         picture, source = await here.reconstructions.image(digest, container, wanted, stages)
     record.model = picture.model
+    etag = f'{first}{picture.digest.hex()[:32]}"'
+    demand(if_match, etag)
+    if client_has(if_none_match, lambda tag: tag.startswith(first)):
+        return Response(status_code=304, headers=headers | {"ETag": etag})
     return FileAnswer(
         picture.data,
         media_type=wanted.media_type,
         headers=headers
         | {
-            "ETag": f'{first}{picture.digest.hex()[:32]}"',
+            "ETag": etag,
             "Content-Digest": digest_header(picture.digest),
             "TCM-Model": picture.model,
             "Content-Disposition": disposition("inline", f"{digest[:16]}.{wanted.name}"),

@@ -36,7 +36,7 @@ class Models(BaseModel):
     models: list[Model]
 
 
-@router.head("/v1/models", include_in_schema=False)
+@router.head("/v1/models", dependencies=[auth.ANY_KEY], include_in_schema=False)
 @router.get(
     "/v1/models",
     summary="List the installed models",

@@ -19,14 +19,15 @@ def default_folder() -> Path:
 
 
 def check(address: str) -> str:
-    """The address, if it is one.
+    """The address, if it is one, its scheme in lower case.
 
     Raises:
         ValueError: it is neither file:///…, nor s3://bucket/…, nor `none`.
     """
-    parts = urlsplit(address)
     if address == NONE:
         return address
+    parts = urlsplit(address)
+    address = f"{parts.scheme}:{address.partition(':')[2]}"
     bare = not (parts.query or parts.fragment)
     absolute = len(parts.path) > 1 and parts.path[0] == "/"
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and absolute and bare:

@@ -234,6 +234,21 @@ def test_quality_is_the_nearest_lambda(tmp_path):
         zoo.for_quality(7, like=zoo.default())
 
 
+def test_of_two_names_for_the_same_weights_the_one_that_is_meant(tmp_path):
+    """Found by trying: a file of the embedded model was told to be one of its copy, and quality=4 wrote with that."""
+    embedded = Zoo(tmp_path).default()
+    net, info = load(embedded.path).net, embedded.info
+    copy = tmp_path / "a.safetensors"
+    save(net, copy, name="a-copy", lmbda=info.lmbda, metric=info.metric, half=True, rounding=info.rounding)
+    zoo = Zoo(tmp_path)
+    mine = zoo.get("a-copy")
+    assert mine.info.fingerprint == embedded.info.fingerprint
+    for entry in (embedded, mine):
+        assert zoo.by_fingerprint(embedded.info.fingerprint, entry.name).name == entry.name
+        assert zoo.for_quality(4, like=zoo.get(entry.name)).name == entry.name
+    assert zoo.by_fingerprint(embedded.info.fingerprint, "elsewhere").info.fingerprint == embedded.info.fingerprint
+
+
 def test_an_imported_model_goes_before_an_embedded_one(tmp_path):
     embedded = Zoo(tmp_path).default()
     save(make_tiny(), tmp_path / "mine.safetensors", name=embedded.name, lmbda=0.013, metric="mse")

@@ -127,11 +127,35 @@ def test_no_original_is_lost(tcm, tmp_path):
     assert (tmp_path / "photo.png").read_bytes() != original
 
 
+def test_a_pattern_without_its_folder_loses_no_photograph(tcm, tmp_path):
+    """Found by trying: `tcm encode *.png` of two files made the second one a bitstream."""
+    original = (DATA / "photo.png").read_bytes()
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(original)
+    result = tcm("encode", "a.png", "b.png")
+    assert result.returncode == 6
+    assert "b.png is there already, and no .tcm file" in one_line(result)
+    assert (tmp_path / "b.png").read_bytes() == original
+    assert tcm("encode", "a.png", "b.png", "--force").returncode == 0
+    assert tcm("encode", "a.png", "b.png").returncode == 0  # a bitstream, whatever it is called
+    assert not (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_was_private_stays_so(tcm, tmp_path):
+    (tmp_path / "a.tcm").touch(0o600)
+    assert tcm("encode", DATA / "photo.png", "a.tcm").returncode == 0
+    assert (tmp_path / "a.tcm").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "a.tcm").stat().st_size > 100
+
+
 def test_a_folder_that_is_not_there_is_no_file(tcm, tmp_path):
     result = tcm("encode", DATA / "photo.png", "compressed/")
     assert result.returncode == 2
     assert b"make it first" in result.stderr
     assert not (tmp_path / "compressed").exists()
+    result = tcm("encode", DATA / "photo.png", "compressed/photo.tcm")
+    assert result.returncode == 2
+    assert b"make it first" in result.stderr
 
 
 @pytest.mark.parametrize(("name", "file_format"), [("jpg", "JPEG"), ("TIF", "TIFF")])
@@ -140,12 +164,32 @@ def test_formats_by_the_names_that_people_use(tcm, tmp_path, name, file_format):
     assert Image.open(tmp_path / "back").format == file_format
 
 
-def test_a_disk_that_takes_no_more_is_one_line(tcm):
-    for arguments in (("models",), ("models", "--json"), ("info", GOLDEN / "tcm-xs-mse-0.05.rgb.tcm")):
-        with Path("/dev/full").open("wb") as full:
-            result = subprocess.run([TCM, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=60)
-        assert result.returncode != 0
-        assert b"Traceback" not in result.stderr
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("models",),
+        ("models", "--json"),
+        ("info", GOLDEN / "tcm-xs-mse-0.05.rgb.tcm"),
+        ("info", "--json", GOLDEN / "tcm-xs-mse-0.05.rgb.tcm"),
+        ("encode", DATA / "photo.png", "-"),
+        ("store", "verify", "--json"),
+        ("store", "ls"),
+    ],
+)
+def test_output_that_nobody_takes_is_one_line(arguments, unbuffered, tmp_path):
+    """Found by trying: exit code 120 and an exception ignored, or a traceback and the code of a damaged store."""
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered, "TCM_STORE": f"file://{tmp_path}"}
+    reader, closed = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("wb") as full, os.fdopen(closed, "wb") as pipe:
+        for taker in (full, pipe):
+            result = subprocess.run(
+                [TCM, *arguments], stdout=taker, stderr=subprocess.PIPE, timeout=60, env=environment
+            )
+            assert result.returncode == 6, result.stderr
+            assert len([line for line in result.stderr.splitlines() if line.startswith(b"tcm: ")]) == 1, result.stderr
+            assert b"Exception" not in result.stderr
 
 
 def test_a_damaged_model_of_ours_is_not_given_another_fingerprint(tcm, tmp_path):

@@ -52,6 +52,10 @@ def test_a_run_goes_on_where_it_stopped(folder, tmp_path, codec):
     assert len(skipped) == 1
     assert "broken.png" in skipped[0]
     assert len(load_records(results)) == 4
+    (folder / "photo.png").rename(folder / "renamed.png")
+    known = measure(coders, images_in(folder), results)
+    assert {r.image for r in known} == {"renamed.png", "sea.jpg"}  # what they are called now
+    (folder / "renamed.png").rename(folder / "photo.png")
     with results.open("a") as file:
         file.write('{"coder": "cut o')  # killed in the middle of a line
     measured: list[str] = []

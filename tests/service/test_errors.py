@@ -110,6 +110,17 @@ def test_forms_that_are_not_one_file(server: Server, path: str, photo_file: byte
             assert response.json()["code"] in ("bad-form", "empty-body"), response.text
 
 
+@pytest.mark.parametrize("path", ["/v1/encode", "/v1/decode"])
+def test_a_form_that_was_cut(server: Server, path: str, photo_file: bytes) -> None:
+    """Found by trying: it was said to have no fields."""
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    whole = head + photo_file + b"\r\n--x--\r\n"
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    for length in (len(head) - 5, len(head) + 1, len(whole) - 12, len(whole) - 7, len(whole) - 4):
+        problem = assert_problem(server.client.post(path, content=whole[:length], headers=form), 400, "bad-form")
+        assert "cut" in str(problem["detail"])
+
+
 @pytest.mark.parametrize("charset", ["punycode", "undefined", "idna", "utf-7", "utf-16", "zlib", "none"])
 def test_forms_in_strange_charsets(server: Server, charset: str, bitstream: bytes) -> None:
     for name in (b"file", b"\xff..\xfe"):

@@ -94,13 +94,14 @@ def test_every_route_asks_for_a_key_before_it_reads(guarded: Server) -> None:
     for path, item in paths.items():
         for method, operation in item.items():
             concrete = re.sub(r"\{\w+\}", "0" * 64, path)
-            answered = without_key(guarded, method.upper(), concrete, waiting if method == "post" else "")
-            if path in OPEN:
-                assert not answered.startswith(b"HTTP/1.1 401"), path
-            else:
-                assert answered.startswith(b"HTTP/1.1 401"), (method, path, answered)
-                assert b"www-authenticate: Bearer" in answered
-                assert path == "/metrics" or operation["security"], path
+            for verb in [method.upper()] + ["HEAD"] * (method == "get"):
+                answered = without_key(guarded, verb, concrete, waiting if method == "post" else "")
+                if path in OPEN:
+                    assert not answered.startswith(b"HTTP/1.1 401"), path
+                else:
+                    assert answered.startswith(b"HTTP/1.1 401"), (verb, path, answered)
+                    assert b"www-authenticate: Bearer" in answered
+                    assert path == "/metrics" or operation["security"], path
 
 
 def test_pages_are_open(guarded: Server) -> None:
@@ -274,6 +275,29 @@ def test_the_file_is_private_and_keeps_its_mode(tmp_path: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o640
     assert [key.name for key in keys.read(file)] == ["a", "b"]
     assert [path.name for path in file.parent.iterdir()] == ["keys.json"]
+
+
+def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
+    """Found by trying: what was revoked through a link was revoked in a copy, and good for ever where it counts."""
+    file, link = tmp_path / "real" / "keys.json", tmp_path / "link.json"
+    make(file, "web")
+    link.symlink_to(file)
+    assert tcm_keys(link, "revoke", "web").returncode == 0
+    assert keys.read(file) == []
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_key_that_nobody_sees_is_none(tmp_path: Path, unbuffered: str) -> None:
+    """Found by trying: it was valid, and unknown to all."""
+    file = tmp_path / "keys.json"
+    environment = {**os.environ, "TCM_KEYS_FILE": str(file), "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [TCM, "keys", "new", "web"], env=environment, stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
+    assert (result.returncode, len(result.stderr.splitlines())) == (6, 1), result.stderr
+    assert not file.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

@@ -137,14 +137,15 @@ def test_what_is_not_allowed(shared: Server, headers: dict[str, str], named: str
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
-def test_pages_of_other_sites_change_nothing(server: Server, shared: Server, method: str) -> None:
+def test_pages_of_other_origins_change_nothing(server: Server, shared: Server, method: str) -> None:
     """Browsers send forms to any address without asking first."""
     path = "/v1/bitstreams" + ("" if method == "POST" else f"/{'0' * 64}")
-    headers = {"Origin": OTHER, "Sec-Fetch-Site": "cross-site"}
-    for running in (server, shared):
-        answer = running.client.request(method, path, content=b"x", headers=headers)
-        assert_problem(answer, 403, "cross-origin-refused")
-        assert server.client.get("/v1/models", headers=headers).status_code == 200
+    for site in ("cross-site", "same-site"):  # the latter: another port of this host
+        headers = {"Origin": OTHER, "Sec-Fetch-Site": site}
+        for running in (server, shared):
+            answer = running.client.request(method, path, content=b"x", headers=headers)
+            assert_problem(answer, 403, "cross-origin-refused")
+            assert server.client.get("/v1/models", headers=headers).status_code == 200
     for headers in ({"Origin": OURS, "Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-origin"}, {}):
         assert shared.client.request(method, path, content=b"x", headers=headers).status_code != 403
 

@@ -91,6 +91,22 @@ def test_no_http(port: int) -> None:
     assert problem(talk(port, b"hello\r\n\r\n"))["code"] == "malformed-request"
 
 
+@pytest.mark.parametrize("hosts", [b"", b"Host: a\r\nHost: b\r\n", b"Host: a\r\nHost: a\r\n"])
+def test_one_host(port: int, hosts: bytes) -> None:
+    """RFC 9112, 3.2: what a proxy takes for one host's request must not be another's here."""
+    told = problem(talk(port, b"GET / HTTP/1.1\r\n" + hosts + b"Connection: close\r\n\r\n"))
+    assert (told["status"], told["code"]) == (400, "malformed-request")
+    assert talk(port, b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_what_stands_behind_a_value_is_not_part_of_it(port: int) -> None:
+    """RFC 9112, 5.1. Found by trying: a good key with a blank behind it was none."""
+    head = b"POST / HTTP/1.1\r\nHost: x \r\nContent-Length: 3 \t\r\nConnection: close\t\r\n\r\n"
+    answer = talk(port, head + b"abc")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n\r\n3")
+
+
 @pytest.mark.parametrize("repeated", [b"x" * 4096, b"a: b\r\n" * 700])
 def test_endless_headers_are_cut_off(port: int, repeated: bytes) -> None:
     start = b"GET / HTTP/1.1\r\nHost: x\r\nx: "

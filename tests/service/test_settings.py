@@ -23,6 +23,11 @@ def test_the_docs_are_current() -> None:
     assert page.read_text() == document(), "run `python -m service.settings > docs/settings.md`"
 
 
+def test_lists_have_no_empty_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TCM_PRELOAD", "default, ,")
+    assert list(Settings.from_arguments([]).preload) == ["default"]
+
+
 def test_options_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TCM_PORT", "81")
     monkeypatch.setenv("TCM_MEMORY_BUDGET", "2GiB")

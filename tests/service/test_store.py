@@ -283,6 +283,13 @@ def test_addresses(address: str) -> None:
     assert check(address) == address
 
 
+@pytest.mark.parametrize("address", ["S3://b/p", "File:///Data", " s3://b/p"])
+def test_the_case_of_a_scheme_means_nothing(address: str) -> None:
+    """Found by trying: S3:// was a folder on the local disk, and its bitstreams went with the container."""
+    scheme, _, rest = address.strip().partition(":")
+    assert check(address) == f"{scheme.lower()}:{rest}"
+
+
 @pytest.mark.parametrize(
     "address",
     ["", "/data", "file://", "file:///", "file://host/x", "file:data", "s3://", "s3://k:s@b", "http://x", "gs://b"],
