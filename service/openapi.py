@@ -74,7 +74,19 @@ def header(description: str, example: str | float) -> dict[str, Any]:
     return {"description": description, "schema": {"type": kind}, "example": example}
 
 
+DISPOSITION = header("A name for the file.", 'inline; filename="photo.png"')
 SERVER_TIMING = header("Milliseconds by stage of the request.", "read_image;dur=4.1, g_a;dur=61.0")
+
+
+_OF_ALL = {"X-Request-ID": header("The client's, or a new one; in the server's log, too.", "3f2a9c1e")}
+_OF_NOW = {"Cache-Control": header("It is of this moment.", "no-store")}
+_RETRY = {"Retry-After": header("Seconds after which to try again, where that may help.", 5)}
+_OF_STATUS = {
+    "401": {"WWW-Authenticate": header("How to send a key.", "Bearer")},
+    "416": {"Content-Range": header("How many bytes there are.", "bytes */52311")},
+    "429": _RETRY,
+    "503": _RETRY,
+}
 
 
 def complete(app: FastAPI, *, secured: bool) -> None:
@@ -87,6 +99,11 @@ def complete(app: FastAPI, *, secured: bool) -> None:
     schema = app.openapi()
     components = schema["components"]["schemas"]
     components["Problem"] = ProblemDocument.model_json_schema()
+    for item in schema["paths"].values():
+        for operation in item.values():
+            for status, response in operation["responses"].items():
+                now = _OF_NOW if int(status) >= 400 or "operation" in operation["tags"] else {}
+                response["headers"] = response.get("headers", {}) | _OF_ALL | now | _OF_STATUS.get(status, {})
     for unused in ("HTTPValidationError", "ValidationError"):  # the framework's own, which `errors` replaces
         components.pop(unused, None)
     if not secured:

@@ -156,20 +156,24 @@ def _stripped(data: bytes, container: Container, metadata: str) -> bytes:
     return data if metadata == "keep" else write_container(container.stripped())
 
 
+CACHE_CONTROL = openapi.header("For ever, or as long as it lives.", "public, max-age=31536000, immutable")
+_CACHED = {"ETag": openapi.header("Its id.", '"9f86d0…"'), "Cache-Control": CACHE_CONTROL}
+_HEADERS = {
+    **_CACHED,
+    "Content-Digest": openapi.header("SHA-256 of what is sent.", "sha-256=:n4bQ…=:"),
+    "Repr-Digest": openapi.header("SHA-256 of the whole bitstream.", "sha-256=:n4bQ…=:"),
+    "Content-Disposition": openapi.DISPOSITION,
+    "Accept-Ranges": openapi.header("Ranges can be had.", "bytes"),
+}
+_CONTENT = {MEDIA_TYPE: {"schema": openapi.BINARY}}
 _BYTES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The bitstream.",
-        "content": {MEDIA_TYPE: {"schema": openapi.BINARY}},
-        "headers": {
-            "ETag": openapi.header("Its id.", '"9f86d0…"'),
-            "Content-Digest": openapi.header("SHA-256 of what is sent.", "sha-256=:n4bQ…=:"),
-            "Repr-Digest": openapi.header("SHA-256 of the whole bitstream.", "sha-256=:n4bQ…=:"),
-            "Cache-Control": openapi.header("For ever, or as long as it lives.", "public, max-age=31536000, immutable"),
-            "Accept-Ranges": openapi.header("Ranges can be had.", "bytes"),
-        },
+    200: {"description": "The bitstream.", "content": _CONTENT, "headers": _HEADERS},
+    206: {
+        "description": "The range that was asked for.",
+        "content": _CONTENT,
+        "headers": {**_HEADERS, "Content-Range": openapi.header("Which bytes, of how many.", "bytes 0-99/52311")},
     },
-    206: {"description": "The range that was asked for.", "content": {MEDIA_TYPE: {"schema": openapi.BINARY}}},
-    304: {"description": "The client has it."},
+    304: {"description": "The client has it.", "headers": _CACHED},
 }
 
 

@@ -41,6 +41,7 @@ _RESPONSES = openapi.problems(
         "headers": {
             "TCM-Model": openapi.header("The model that it was written with.", "tcm-xs-mse-0.013"),
             "Vary": openapi.header("The format depends on it.", "Accept"),
+            "Content-Disposition": openapi.DISPOSITION,
             "Server-Timing": openapi.SERVER_TIMING,
         },
     }

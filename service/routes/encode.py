@@ -51,6 +51,7 @@ _RESPONSES = openapi.problems(
         "headers": {
             "TCM-Model": openapi.header("The model it was written with.", "tcm-xs-mse-0.013"),
             "TCM-Bits-Per-Pixel": openapi.header("Of the whole file.", 0.4213),
+            "Content-Disposition": openapi.DISPOSITION,
             "Server-Timing": openapi.SERVER_TIMING,
         },
     }

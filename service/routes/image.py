@@ -14,26 +14,30 @@ from service.context import Here
 from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
-from service.routes.bitstreams import PATH, STORE_PROBLEMS, Id, IfMatch, IfNoneMatch, digest_header
+from service.routes.bitstreams import CACHE_CONTROL, PATH, STORE_PROBLEMS, Id, IfMatch, IfNoneMatch, digest_header
 from service.routes.common import IMAGES, Accept, TimeoutMs, seconds, server_timing
 from service.upload import disposition
 
 router = APIRouter(tags=["bitstreams"])
 
+_CACHED = {
+    "ETag": openapi.header("Strong: it names these bytes.", '"9f86d081884c7d65.png.2c26b46b68ffc68f"'),
+    "Cache-Control": CACHE_CONTROL,
+    "Vary": openapi.header("The format depends on it.", "Accept"),
+}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The image, in the format that `Accept` prefers.",
         "content": IMAGES,
         "headers": {
-            "ETag": openapi.header("Strong: it names these bytes.", '"9f86d081884c7d65.png.2c26b46b68ffc68f"'),
+            **_CACHED,
             "Content-Digest": openapi.header("SHA-256 of the image file.", "sha-256=:n4bQ…=:"),
-            "Cache-Control": openapi.header("For ever, or as long as it lives.", "public, max-age=31536000, immutable"),
             "TCM-Model": openapi.header("The model that it was written with.", "tcm-xs-mse-0.013"),
-            "Vary": openapi.header("The format depends on it.", "Accept"),
+            "Content-Disposition": openapi.DISPOSITION,
             "Server-Timing": openapi.header("Stages, or `cache` or `shared` where nothing was decoded.", "cache"),
         },
     },
-    304: {"description": "The client has it."},
+    304: {"description": "The client has it.", "headers": _CACHED},
 }
 
 

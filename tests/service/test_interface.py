@@ -112,3 +112,37 @@ def test_the_page_needs_nothing_from_elsewhere(server: Server) -> None:
     assert "https://" not in script
     asked = {part.partition('"')[0] for part in script.split('$("')[1:]}
     assert asked <= page.ids
+
+
+_OF_HTTP = {"connection", "content-length", "content-type", "date", "transfer-encoding"}
+_OF_BROWSERS = {"content-security-policy", "referrer-policy", "x-content-type-options", "x-frame-options"}
+
+
+def test_every_header_of_an_answer_is_documented(
+    server: Server, schema: dict[str, Any], photo_file: bytes, bitstream: bytes
+) -> None:
+    client = server.client
+    kept = client.post("/v1/bitstreams", content=bitstream)
+    address, etag = kept.headers["location"], f'"{kept.json()["id"]}"'
+    picture = client.get(f"{address}/image")
+    answers = [
+        ("post /v1/encode", client.post("/v1/encode", content=photo_file)),
+        ("post /v1/decode", client.post("/v1/decode", content=bitstream)),
+        ("post /v1/decode", client.post("/v1/decode", content=b"nonsense")),
+        ("post /v1/bitstreams", kept),
+        ("get /v1/bitstreams/{id}", client.get(address)),
+        ("get /v1/bitstreams/{id}", client.get(address, headers={"Range": "bytes=0-9"})),
+        ("get /v1/bitstreams/{id}", client.get(address, headers={"Range": "bytes=99999999-"})),
+        ("get /v1/bitstreams/{id}", client.get(address, headers={"If-None-Match": etag})),
+        ("get /v1/bitstreams/{id}", client.get(address, headers={"If-Match": '"x"'})),
+        ("get /v1/bitstreams/{id}/image", picture),
+        ("get /v1/bitstreams/{id}/image", client.get(f"{address}/image", headers={"If-None-Match": "*"})),
+        ("get /v1/models", client.get("/v1/models")),
+        ("get /livez", client.get("/livez")),
+    ]
+    operations = dict(_operations(schema))
+    assert len({answer.status_code for _, answer in answers}) > 5
+    for name, answer in answers:
+        described = operations[name]["responses"][str(answer.status_code)].get("headers", {})
+        undescribed = set(answer.headers) - _OF_HTTP - _OF_BROWSERS - {header.lower() for header in described}
+        assert not undescribed, (name, answer.status_code)
