@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from model import crc32c
 from model.alphabets import Alphabets
-from model.rans import BAD_ESCAPE, LOWER, OUT_OF_WORDS, SYMBOL_LIMIT, decode, encode
+from model.rans import BAD_ESCAPE, LOWER, OUT_OF_WORDS, decode, encode
 from model.tables import Tables
 from model.threads import each
 
@@ -72,7 +72,6 @@ class Coder:
         return _join(each(one, range(streams)))
 
     def _encode_stream(self, symbols: NDArray[np.int32], indexes: NDArray[np.int16]) -> bytes:
-        within = len(symbols) == 0 or (symbols.max() < SYMBOL_LIMIT and symbols.min() > -SYMBOL_LIMIT)
         a = self.alphabets
         checksum = google_crc32c.value(symbols.astype("<i4", copy=False).tobytes())
         for words_a_symbol in (1, 5):  # 16 bits a symbol is plenty; the worst escape takes five words
@@ -80,7 +79,7 @@ class Coder:
             first, state = encode(symbols, indexes, a.intervals, a.places, np.uint64(LOWER + checksum), out)
             if first != OUT_OF_WORDS:
                 break
-        if first == BAD_ESCAPE or not within:
+        if first == BAD_ESCAPE:
             raise ValueError("a latent is too large to code: are these the weights of a trained model?")
         head = int(state).to_bytes(2 * _STATE_WORDS, "little")
         return head + out[first:].astype("<u2", copy=False).tobytes()

@@ -48,7 +48,8 @@ def encode(symbols, indexes, intervals, places, state, out):  # type: ignore[no-
             length = 0
             while excess >> np.uint64(length):
                 length += 1
-            if length > 31:  # which five bits do not hold
+            # five bits hold no more, and a reader takes no larger one
+            if length > 31 or symbols[i] >= SYMBOL_LIMIT or symbols[i] <= -SYMBOL_LIMIT:
                 return BAD_ESCAPE, state
             # in reading order: the bit length, then the bits below the leading one, low part first
             raw[0], bits[0], count = np.uint64(length), np.uint64(5), 1

@@ -70,12 +70,13 @@ def _write(path: str, data: bytes) -> None:
         return
     target = Path(path).resolve()  # a link stays one
     part = target.with_name(f".{secrets.token_hex(8)}.part")
+    mode = target.stat().st_mode & 0o777 if target.exists() else None
     try:
-        if target.exists():  # whoever may not read it now may not read what takes its place
+        if mode is not None:  # whoever may not read it now may not read what takes its place
             part.touch(0o600)
         part.write_bytes(data)
-        if target.exists():
-            part.chmod(target.stat().st_mode & 0o777)
+        if mode is not None:
+            part.chmod(mode)
         part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
