@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # processes that share the tests out, file by file: each starts servers of its own and waits for them
 WORKERS ?= 2
+# as model/environment.py has it for `tcm`
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: setup serve test lint format lock containers clean
 

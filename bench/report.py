@@ -15,20 +15,25 @@ import sys
 import time
 from pathlib import Path
 
+from model.environment import FOR_TORCH
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 BLOCK = re.compile(r"(<!-- \$ (?P<command>[^\n]*?) -->\n```\n)(?P<printed>.*?)(```\n)", re.DOTALL)
 
 
 def printed(command: str) -> str:
-    environment = os.environ | {
-        "COLUMNS": "132",
-        "NO_COLOR": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "ignore",
-    }
+    environment = (
+        os.environ
+        | FOR_TORCH
+        | {
+            "COLUMNS": "132",
+            "NO_COLOR": "1",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "ignore",
+        }
+    )
     done = subprocess.run(
         command.split(),
         cwd=ROOT,

@@ -15,6 +15,8 @@ from typing import Any
 
 import typer
 
+from model import environment
+
 _GROUP = "tcm.commands"
 _OWN = [
     EntryPoint("encode", "model.commands.coding:encode", _GROUP),
@@ -48,6 +50,7 @@ def _join(name: str, command: Callable[..., Any] | typer.Typer) -> None:
 
 def main() -> None:
     """The `tcm` program. Loads the command that is asked for, and all of them for help: a health check is quick."""
+    environment.prepare()
     points = {point.name: point for point in [*_OWN, *entry_points(group=_GROUP)]}
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     for name in [asked] if asked in points else points:

@@ -114,14 +114,14 @@ class Codec:
     @property
     def memory_bytes(self) -> int:
         """Memory of the weights on the device."""
-        return sum(t.numel() * t.element_size() for t in self._tensors())
+        return sum(t.numel() * t.element_size() for t in {id(t): t for t in self._tensors()}.values())
 
     def warm_up(self, width: int, height: int) -> None:
         """Code a grey picture of this size there and back, and again, to be as fast at the next as at any other.
 
-        A GPU's kernels are compiled at the first picture, and recorded at the second one of a size.
+        Kernels are compiled at the first picture, and a GPU's are recorded at the second one of a size.
         """
-        for _ in range(2):
+        for _ in range(2 if self.device.type == "cuda" else 1):
             grey = Picture(np.full((height, width, 3), 127, np.uint8))
             self.decode_container(read_container(self.encode_picture(grey)))
 

@@ -91,6 +91,7 @@ class FoldedTransform(nn.Module):
         added = self._added
         if added is None or added.shape[-2:] != x.shape[-2:]:
             added = F.conv2d(x.new_ones(1, 1, *x.shape[-2:]), self.border, padding=1)
+            added = added.contiguous(memory_format=torch.channels_last)
             # a recorded program must not read what may be gone when it is replayed
             self._added = added if added.numel() <= _KEPT and not x.is_cuda else None
         return cast("Tensor", self.rest(fused.conv(self.first, x, activation="gelu", plus=added)))

@@ -1,8 +1,9 @@
 """A layer together with what follows it, in one pass over memory, without gradients.
 
-On CPUs these are oneDNN's fused forms, which torch has for its compiler; called directly they need none. On NVIDIA's
-GPUs they are the matrix products of cuBLAS, the convolutions of cuDNN and kernels of our own (model/kernels.py), on
-maps in channels-last memory. Everywhere else, and where this build of torch lacks them, the same is computed singly.
+On CPUs these are oneDNN's fused forms, which torch has for its compiler; called directly they need none; and for most
+convolutions in float32 our own (model/winograd.py). On NVIDIA's GPUs they are the matrix products of cuBLAS, the
+convolutions of cuDNN and kernels of our own (model/kernels.py), on maps in channels-last memory. Everywhere else, and
+where this build of torch lacks them, the same is computed singly.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import kernels
+from model import kernels, winograd
 
 Activation = Literal["none", "relu", "leaky_relu", "gelu"]
 
@@ -91,7 +92,7 @@ def linear(
 
 
 def conv(layer: nn.Conv2d, x: Tensor, *, activation: Activation = "none", plus: Tensor | None = None) -> Tensor:
-    """activation(layer(x) + plus), x (B, C, H, W), in the precision of the layer."""
+    """activation(layer(x) + plus), x (B, C, H, W), plus (B or 1, K, H, W), in the precision of the layer."""
     if not torch.is_autocast_enabled(x.device.type):
         x = x.to(layer.weight.dtype)
     if _on_gpu(layer, x):
@@ -99,6 +100,9 @@ def conv(layer: nn.Conv2d, x: Tensor, *, activation: Activation = "none", plus: 
     if not available(x):
         y = layer(x) if type(layer) is nn.Conv2d else nn.Conv2d.forward(layer, x)  # others come from their own
         return _activate(y if plus is None else y + plus, activation)
+    if _suits_cpu_winograd(layer, x, plus):
+        pixels, added = _pixels(x), None if plus is None else _pixels(plus)
+        return winograd.conv3x3(pixels, _winograd(layer), layer.bias, activation, added).permute(0, 3, 1, 2)
     now: Activation = activation if plus is None else "none"
     y = torch.ops.mkldnn._convolution_pointwise(
         x, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups,
@@ -111,7 +115,7 @@ def subpel(layer: nn.Conv2d, x: Tensor, *, activation: Activation = "none") -> T
     """activation(layer(x)) with four channels each spread over 2x2 pixels: (B, C, H, W) -> (B, K/4, 2H, 2W)."""
     low = x.to(layer.weight.dtype)
     if layer.bias is not None and _on_gpu(layer, low):
-        products = _gpu_products(layer, low).permute(0, 2, 3, 1).contiguous()
+        products = _pixels(_gpu_products(layer, low))
         return kernels.shuffle(products, layer.bias, activation).permute(0, 3, 1, 2)
     return F.pixel_shuffle(conv(layer, x, activation=activation), 2)
 
@@ -129,7 +133,7 @@ def allow_tf32(layers: nn.Module) -> None:
 def kept(modules: Iterable[nn.Module]) -> list[Tensor]:
     """What layers have made of their weights, and keep."""
     layers = [layer for module in modules for layer in module.modules()]
-    return [layer.__dict__["_winograd"][1] for layer in layers if "_winograd" in layer.__dict__]
+    return [layer.__dict__["_winograd"][-1] for layer in layers if "_winograd" in layer.__dict__]
 
 
 def _on_gpu(layer: nn.Conv2d, x: Tensor) -> bool:
@@ -138,24 +142,21 @@ def _on_gpu(layer: nn.Conv2d, x: Tensor) -> bool:
 
 def _gpu_conv(layer: nn.Conv2d, x: Tensor, activation: Activation, plus: Tensor | None) -> Tensor:
     if plus is not None:
-        plus = plus.permute(0, 2, 3, 1).contiguous()
-    if _suits_winograd(layer, x):
-        pixels = x.permute(0, 2, 3, 1).contiguous()
-        return kernels.conv3x3(pixels, _winograd(layer), layer.bias, activation, plus).permute(0, 3, 1, 2)
+        plus = _pixels(plus)
+    if _suits_gpu_winograd(layer, x):
+        return kernels.conv3x3(_pixels(x), _winograd(layer), layer.bias, activation, plus).permute(0, 3, 1, 2)
     if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and activation == "none" and plus is None:
-        pixels = x.permute(0, 2, 3, 1).contiguous()
-        return F.linear(pixels, layer.weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
-    products = _gpu_products(layer, x).permute(0, 2, 3, 1).contiguous()
+        return F.linear(_pixels(x), layer.weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
+    products = _pixels(_gpu_products(layer, x))
     return kernels.finish(products, layer.bias, activation, plus, out=products).permute(0, 3, 1, 2)
 
 
 def _gpu_products(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """The layer without its bias."""
     if layer.kernel_size == (1, 1) and layer.stride == (1, 1):
-        pixels = x.permute(0, 2, 3, 1).contiguous()
-        return F.linear(pixels, layer.weight.flatten(1)).permute(0, 3, 1, 2)
-    if _suits_winograd(layer, x):
-        return kernels.conv3x3(x.permute(0, 2, 3, 1).contiguous(), _winograd(layer), None).permute(0, 3, 1, 2)
+        return F.linear(_pixels(x), layer.weight.flatten(1)).permute(0, 3, 1, 2)
+    if _suits_gpu_winograd(layer, x):
+        return kernels.conv3x3(_pixels(x), _winograd(layer), None).permute(0, 3, 1, 2)
     return torch.cudnn_convolution(
         x.contiguous(memory_format=torch.channels_last),
         layer.weight.contiguous(memory_format=torch.channels_last),
@@ -164,25 +165,44 @@ def _gpu_products(layer: nn.Conv2d, x: Tensor) -> Tensor:
     )  # fmt: skip
 
 
+def _pixels(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, C)."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
 def _suits_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
-    shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    return (
-        x.dtype == torch.float32
-        and shape == ((3, 3), (1, 1), (1, 1), (1, 1))
-        and not hasattr(layer, "rounds_factors")
-        and not (x.shape[1] % kernels.VECTOR or x.shape[2] % 2 or x.shape[3] % 2)
-    )
+    shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return x.dtype == torch.float32 and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+
+
+def _suits_cpu_winograd(layer: nn.Conv2d, x: Tensor, plus: Tensor | None) -> bool:
+    served = not layer.weight.requires_grad  # in training weights change, and with them what is made of them
+    if not (served and x.dim() == 4 and x.shape[1] == layer.in_channels and _suits_winograd(layer, x)):
+        return False
+    b, _, height, width = x.shape
+    shapes = [(n, layer.out_channels, height, width) for n in (1, b)]
+    added = plus is None or (plus.dtype == torch.float32 and tuple(plus.shape) in shapes)
+    return added and winograd.suits(layer.in_channels, layer.out_channels, height, width)
+
+
+def _suits_gpu_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
+    exact = _suits_winograd(layer, x) and not hasattr(layer, "rounds_factors")
+    return exact and not (x.shape[1] % kernels.VECTOR or x.shape[2] % 2 or x.shape[3] % 2)
 
 
 def _winograd(layer: nn.Conv2d) -> Tensor:
-    """The layer's weights for `kernels.conv3x3`, made once for a network that is served."""
+    """The layer's weights as `conv3x3` of its device wants them, made once for a network that is served."""
+    make = kernels.winograd_weights if layer.weight.is_cuda else winograd.weights_of
     if layer.weight.requires_grad:  # it may be in training, where weights change in place
-        return kernels.winograd_weights(layer.weight)
-    state = (layer.weight.data_ptr(), layer.weight.device)
-    if "_winograd" not in layer.__dict__ or layer.__dict__["_winograd"][0] != state:
+        return make(layer.weight)
+    changes = 0 if layer.weight.is_inference() else layer.weight._version
+    state = (layer.weight.data_ptr(), layer.weight.device, changes)
+    weight, then, made = layer.__dict__.get("_winograd", (None, None, None))
+    if weight is not layer.weight or then != state:
         with torch.inference_mode(False), torch.no_grad():
-            layer.__dict__["_winograd"] = (state, kernels.winograd_weights(layer.weight))
-    return cast("Tensor", layer.__dict__["_winograd"][1])
+            made = make(layer.weight)
+        layer.__dict__["_winograd"] = (layer.weight, state, made)
+    return cast("Tensor", made)
 
 
 def _activate(x: Tensor, activation: Activation) -> Tensor:

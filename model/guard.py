@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from model import steps, tables
+from model.compiled import compiled
 from model.entropy import Decoder, SymbolMismatch
 from model.steps import (
     ALPHABETS,
@@ -49,7 +50,10 @@ MEANS = len(GUARD_MEANS) + _SPLIT_BITS
 """Geometric distributions that ways can be written with: mean 2^(k-6), k below this."""
 
 
-@numba.njit("int16[::1](float32[::1], uint32[::1], int32[::1], int64)", nogil=True, cache=True)
+_njit = compiled(steps, tables)
+
+
+@_njit("int16[::1](float32[::1], uint32[::1], int32[::1], int64)")
 def _indexes(scales, bits, ways, g):  # type: ignore[no-untyped-def]
     out = np.empty(len(scales), np.int16)
     groups = len(ways)

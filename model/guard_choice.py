@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from model import steps, tables
+from model.compiled import compiled
 from model.guard import most_groups
 from model.steps import (
     ALPHABETS,
@@ -57,8 +58,10 @@ def drifts(z: NDArray[np.int32], sigmas: Sequence[NDArray[np.float32]]) -> list[
     return [min(first, MOST_DRIFT), *(drift_after(before) for before in sigmas[:-1])]
 
 
-@numba.njit("Tuple((int64[::1], int16[::1], uint64[::1], int64))(float32[::1], uint32[::1], float64)",
-            nogil=True, cache=True)  # fmt: skip
+_njit = compiled(steps, tables)
+
+
+@_njit("Tuple((int64[::1], int16[::1], uint64[::1], int64))(float32[::1], uint32[::1], float64)")  # fmt: skip
 def _in_the_way(scales, bits, drift):  # type: ignore[no-untyped-def]
     """The elements in the way of a step at some place: the element, the step, a bit for each place; all their bits."""
     elements = np.empty(len(scales), np.int64)
@@ -93,7 +96,7 @@ def _in_the_way(scales, bits, drift):  # type: ignore[no-untyped-def]
     return elements[:count], steps[:count], blocked[:count], places
 
 
-@numba.njit("int64(uint64[::1], int64[::1])", nogil=True, cache=True)
+@_njit("int64(uint64[::1], int64[::1])")
 def _by_crowd(taken, busy):  # type: ignore[no-untyped-def]
     """The steps of a group that have taken places, the most crowded first, into `busy`; how many."""
     crowds, count = np.empty(STEPS, np.int64), 0
@@ -112,7 +115,7 @@ def _by_crowd(taken, busy):  # type: ignore[no-untyped-def]
     return count
 
 
-@numba.njit("int64(uint64[::1], int64[::1], uint64[::1])", nogil=True, cache=True)
+@_njit("int64(uint64[::1], int64[::1], uint64[::1])")
 def _first_free_of(taken, busy, turned_down):  # type: ignore[no-untyped-def]
     """The first way that has each of the steps `busy` at a place that is not taken; WAYS where there is none.
 
@@ -140,7 +143,7 @@ def _first_free_of(taken, busy, turned_down):  # type: ignore[no-untyped-def]
     return WAYS
 
 
-@numba.njit("boolean(int64[::1], int16[::1], uint64[::1], int32[::1])", nogil=True, cache=True)
+@_njit("boolean(int64[::1], int16[::1], uint64[::1], int32[::1])")
 def _first_free(elements, steps, blocked, ways):  # type: ignore[no-untyped-def]
     """Fill in the first free way of each group; False where a group has none."""
     groups = len(ways)

@@ -117,7 +117,7 @@ class LatentCoder:
             mean, scale = through.predict()
             symbols.append(choose_symbols(part - mean, scale, self._info.rounding))
             scales.append(scale)
-            y_hat = symbols[-1] + mean
+            y_hat = mean + symbols[-1]  # in the memory format of the first, which all that follows is faster in
         whole = (z_symbols, torch.cat(symbols, dim=1))
         outputs = (sound, *(t.to(torch.int32).flatten(1) for t in whole), torch.cat(scales, dim=1).flatten(1))
         yield Pause("slices", outputs, last=True)

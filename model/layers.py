@@ -33,8 +33,7 @@ class SubpelConv(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, out, 2H, 2W)."""
-        # on CPUs torch's own layer: σ depends on it, and D was measured with its order of sums
-        return fused.subpel(cast("nn.Conv2d", self[0]), x) if fused.on_gpu(x) else super().forward(x)  # type: ignore[no-untyped-call]
+        return fused.subpel(cast("nn.Conv2d", self[0]), x)
 
 
 _BAND = 1 << 20  # elements that a pass over a map may take: they stay in the cache

@@ -6,10 +6,10 @@ in a status, never beyond it. Places are unsigned, since numba asks of every sig
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-from model import crc32c
+from model import crc32c, tables
+from model.compiled import compiled
 from model.tables import PRECISION, TOTAL
 
 LOWER = 1 << 32
@@ -29,8 +29,10 @@ _MASK, _PRECISION, _ONE, _WORD = np.uint64(TOTAL - 1), np.uint64(PRECISION), np.
 _checksum = crc32c.update
 
 
-@numba.njit("Tuple((int64, uint64))(int32[::1], int16[::1], uint64[::1], int32[:,::1], uint64, uint16[::1])",
-            nogil=True, cache=True)  # fmt: skip
+_njit = compiled(crc32c, tables)
+
+
+@_njit("Tuple((int64, uint64))(int32[::1], int16[::1], uint64[::1], int32[:,::1], uint64, uint16[::1])")  # fmt: skip
 def encode(symbols, indexes, intervals, places, state, out):  # type: ignore[no-untyped-def]  # numba infers
     """Write words backwards from the end of `out`; gives where the first word is, or what is wrong."""
     at = np.uint64(len(out))
@@ -80,8 +82,7 @@ def encode(symbols, indexes, intervals, places, state, out):  # type: ignore[no-
     return np.int64(at), state
 
 
-@numba.njit("int64(uint16[::1], uint64[::1], int16[::1], uint64[::1], int32[:,::1], uint64[::1], int32[::1])",
-            nogil=True, cache=True)  # fmt: skip
+@_njit("int64(uint16[::1], uint64[::1], int16[::1], uint64[::1], int32[:,::1], uint64[::1], int32[::1])")  # fmt: skip
 def decode(words, registers, indexes, intervals, places, lut, out):  # type: ignore[no-untyped-def]  # numba infers
     """Read `len(indexes)` symbols into `out`; `registers` keeps state, place and checksum between calls.
 

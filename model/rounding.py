@@ -29,9 +29,13 @@ def choose_symbols(residual: Tensor, scale: Tensor, weight: float | None) -> Ten
         return nearest
     if residual.device.type != "cpu":  # finding the others would make the device wait
         return _cheapest(residual, nearest, scale, weight)
-    others = nearest != 0  # zero stays zero, and most are
-    nearest[others] = _cheapest(residual[others], nearest[others], scale[others], weight)
-    return nearest
+    flat = [t.reshape(-1) for t in (residual, nearest, scale)]
+    others = flat[1].nonzero()[:, 0]  # zero stays zero, and most are
+    return (
+        flat[1]
+        .index_copy(0, others, _cheapest(flat[0][others], flat[1][others], flat[2][others], weight))
+        .view_as(nearest)
+    )
 
 
 def _cheapest(residual: Tensor, nearest: Tensor, scale: Tensor, weight: float) -> Tensor:

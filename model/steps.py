@@ -1,17 +1,18 @@
 """The steps from one alphabet of y to the next in σ: where they may be placed, and where a σ lies among them.
 
 Where they may be placed is part of format version 1 (docs/bitstream.md). All of it is compiled into the loops of
-guard.py and guard_choice.py, and numba's cache does not see what changes here.
+guard.py and guard_choice.py.
 """
 
 from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from model import tables
+from model.compiled import compiled
 from model.tables import LOG_STEP, SCALE_LEVELS, SCALE_MAX, SCALE_MIN
 
 MIDDLE = 31
@@ -27,7 +28,10 @@ STEPS = len(ALPHABETS) - 1
 LOG_MIN = math.log(SCALE_MIN)
 
 
-@numba.njit("int64(int64, int64)", nogil=True, cache=True)
+_njit = compiled(tables)
+
+
+@_njit("int64(int64, int64)")
 def drawn(way, step):  # type: ignore[no-untyped-def]  # numba infers
     """A pseudo-random place."""
     low = np.uint64(0xFFFFFFFF)
@@ -38,7 +42,7 @@ def drawn(way, step):  # type: ignore[no-untyped-def]  # numba infers
     return np.int64(h >> np.uint64(26))
 
 
-@numba.njit("int64(int64, int64)", nogil=True, cache=True)
+@_njit("int64(int64, int64)")
 def place(way, step):  # type: ignore[no-untyped-def]
     """Where a way has a step, 0 … PLACES - 1."""
     return MIDDLE if way == 0 else drawn(way, step)
@@ -72,7 +76,7 @@ _NEXT_OF_CELL = -_below(-np.append(EDGES[1:-1], np.inf))[_STEP_OF_CELL]
 """Where the next step begins: the smallest float32 that is in it."""
 
 
-@numba.njit("UniTuple(uint64, 2)(float32, uint32)", nogil=True, cache=True)
+@_njit("UniTuple(uint64, 2)(float32, uint32)")
 def cell_and_step(sigma, bits):  # type: ignore[no-untyped-def]
     """Of a σ from the first scale on and below infinity, and its bits; without a branch that may be guessed wrong."""
     cell = np.uint64(min(bits >> np.uint32(_CELL), np.uint32(_LAST_CELL)) - np.uint32(_FIRST_CELL))

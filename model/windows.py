@@ -9,17 +9,19 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import extending, types
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model import vectors
+from model.compiled import compiled
+from model.vectors import as_bits, as_float, exp
+
 SIDE = 8
 _LENGTH = SIDE * SIDE
 _GROUP = 8  # channels, or keys, that one pass over a row of scores takes in
-_SMALLEST = -100.0  # of an exponent of 2: what is below counts as nothing, and no product becomes denormal
 _FEW = 32  # windows that are not worth a second thread
 
 
@@ -63,26 +65,9 @@ def _array(x: Tensor) -> NDArray[Any]:
     return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
-# ---- what numba has no name for
+# ---- float32 and bfloat16
 
-intrinsic: Any = extending.intrinsic
 overload: Any = extending.overload
-
-
-@intrinsic
-def _as_float(_, bits):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    def cast(context, builder, __, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], context.get_value_type(types.float32))
-
-    return types.float32(types.uint32), cast
-
-
-@intrinsic
-def _as_bits(_, value):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    def cast(context, builder, __, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], context.get_value_type(types.uint32))
-
-    return types.uint32(types.float32), cast
 
 
 def _widen(x):  # type: ignore[no-untyped-def]
@@ -93,7 +78,7 @@ def _widen(x):  # type: ignore[no-untyped-def]
 @overload(_widen, inline="always")
 def _(x):  # type: ignore[no-untyped-def]
     if x == types.uint16:
-        return lambda x: _as_float(np.uint32(np.uint32(x) << np.uint32(16)))
+        return lambda x: as_float(np.uint32(np.uint32(x) << np.uint32(16)))
     return lambda x: x
 
 
@@ -107,7 +92,7 @@ def _(out, i, x):  # type: ignore[no-untyped-def]  # noqa: ARG001
     if out.dtype == types.uint16:
 
         def narrow(out, i, x):  # type: ignore[no-untyped-def]
-            bits = _as_bits(x)
+            bits = as_bits(x)
             odd = (bits >> np.uint32(16)) & np.uint32(1)
             out[i] = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
@@ -119,28 +104,13 @@ def _(out, i, x):  # type: ignore[no-untyped-def]  # noqa: ARG001
     return keep
 
 
+_njit = compiled(vectors)
 _options: dict[str, Any] = {
-    "nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "nnan", "arcp"}
+    "error_model": "numpy", "fastmath": {"contract", "nsz", "nnan", "arcp"}
 }  # fmt: skip
 
 
-@numba.njit(inline="always", **_options)
-def _exp(x):  # type: ignore[no-untyped-def]
-    """e^x for x <= 0, to 3e-7 of itself: 2^n by its bits, times a polynomial in the rest."""
-    t = max(x * np.float32(1.44269504), np.float32(_SMALLEST))
-    n = np.floor(t + np.float32(0.5))
-    f = t - n
-    p = np.float32(1.5403530e-4)
-    p = p * f + np.float32(1.3333558e-3)
-    p = p * f + np.float32(9.6181291e-3)
-    p = p * f + np.float32(5.5504109e-2)
-    p = p * f + np.float32(2.4022651e-1)
-    p = p * f + np.float32(6.9314718e-1)
-    p = p * f + np.float32(1)
-    return p * _as_float(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))
-
-
-@numba.njit(**_options)
+@_njit(**_options)
 def _score(scores, most, bias, query, key, step, head_dim):  # type: ignore[no-untyped-def]
     """Scores (keys, queries) of one head, and the largest of each query."""
     for i in range(_LENGTH):
@@ -164,7 +134,7 @@ def _score(scores, most, bias, query, key, step, head_dim):  # type: ignore[no-u
             most[i] = max(most[i], s[i])
 
 
-@numba.njit(**_options)
+@_njit(**_options)
 def _weigh(scores, most, total):  # type: ignore[no-untyped-def]
     """Scores -> weights, and the inverse of each query's sum of them."""
     for i in range(_LENGTH):
@@ -172,14 +142,14 @@ def _weigh(scores, most, total):  # type: ignore[no-untyped-def]
     for j in range(_LENGTH):
         s = scores[j * _LENGTH : (j + 1) * _LENGTH]
         for i in range(_LENGTH):
-            weight = _exp(s[i] - most[i])
+            weight = exp(s[i] - most[i])
             s[i] = weight
             total[i] += weight
     for i in range(_LENGTH):
         total[i] = np.float32(1) / total[i]
 
 
-@numba.njit(**_options)
+@_njit(**_options)
 def _mix(mixed, weights, inverse, value, step, head_dim):  # type: ignore[no-untyped-def]
     """The values of one head, weighted: (channels, queries)."""
     for d in range(head_dim):
@@ -201,7 +171,7 @@ def _mix(mixed, weights, inverse, value, step, head_dim):  # type: ignore[no-unt
             m[i] *= inverse[i]
 
 
-@numba.njit(**_options)
+@_njit(**_options)
 def _attend(qkv, out, bias, shift, last, first_row, end_row):  # type: ignore[no-untyped-def]
     height, width, step = qkv.shape
     channels, heads = step // 3, bias.shape[1]

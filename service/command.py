@@ -14,16 +14,12 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from model import environment
 from service import logs
 from service.settings import PREFIX, PROGRAM, SECRETS, Settings, option
 
 USAGE_ERROR = 2
 BACKLOG = 2048
-_ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads take the cores of those that read files
-    # oneDNN keeps a program for each layer, size and batch: 1024 of them, some hundreds of MiB for no gain in speed
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
-}
 
 
 def serve(ctx: typer.Context) -> None:
@@ -50,8 +46,7 @@ def _serve(settings: Settings) -> int:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a terminal that closes; without one, nobody says reload
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     logs.configure(settings.log_level)
-    for name, value in _ENVIRONMENT.items():  # before torch reads it
-        os.environ.setdefault(name, value)
+    environment.prepare()
     # only now: `--help` and wrong options need no torch
     import uvicorn
 

@@ -21,7 +21,8 @@ from service.watchdog import Watchdog
 
 log = structlog.get_logger()
 
-_BYTES_A_PARAMETER = 4  # weights run in float32
+_BYTES_A_PARAMETER = 7  # about: weights in float32, and what is made of them, for convolutions by fewer products
+_ON_A_CPU = ((128, 128),)  # nothing depends on the size there, but loops are compiled when first called
 _SLOWEST_DISK = 1e6  # bytes a second
 
 
@@ -50,7 +51,8 @@ class Pool:
         memory_budget: bytes of weights; a model in use is never evicted, so that the budget may be passed for a while.
         metrics: where loads and evictions are counted.
         watchdog: notices a load that hangs.
-        warm_up: width and height of pictures that a model is made ready for when it is loaded onto a GPU.
+        warm_up: width and height of pictures that a model is made ready for when it is loaded; on a CPU any of them
+            makes it ready for all.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Pool:
         warm_up: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.device = device
-        self._warm_up = () if device == "cpu" else warm_up
+        self._warm_up = _ON_A_CPU if warm_up and device == "cpu" else warm_up
         self._budget = memory_budget
         self._metrics, self._watchdog = metrics, watchdog
         self._residents: OrderedDict[str, Resident] = OrderedDict()  # the least recently used first
@@ -116,7 +118,7 @@ class Pool:
             del self._loads[entry.info.fingerprint]
         seconds = time.perf_counter() - start
         self._metrics.model_load_duration.observe(seconds)
-        self._gauge()
+        self._make_room()  # it may have taken more than was thought
         log.info("model loaded", model=entry.name, seconds=round(seconds, 3), memory=resident.memory)
 
     def _load_watched(self, entry: ZooEntry) -> Codec:

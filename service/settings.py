@@ -95,9 +95,9 @@ class Settings(BaseSettings):
     )
     warm_up: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_are_sizes)] = Field(
         ("768x512",),
-        description="Sizes, WIDTHxHEIGHT, that a model is made ready for when it is loaded onto a GPU, or `none`: its "
-        "kernels are compiled (seconds), and recorded for each size (a fraction of one, which else the second request "
-        "of a size takes). Nothing on a CPU.",
+        description="Sizes, WIDTHxHEIGHT, that a model is made ready for when it is loaded, or `none`: its kernels are "
+        "compiled (seconds), and on a GPU recorded for each size (a fraction of one, which else the second request of "
+        "a size takes). On a CPU any size makes it ready for all.",
     )
     memory_budget: ByteSize | None = Field(
         None,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from model import environment
 from model.commands.common import one_line_errors, stderr
 from model.config import SIZES, TCMConfig
 from model.info import Metric
@@ -92,7 +92,7 @@ def train(
     threads: Annotated[int | None, typer.Option(help="Of torch on a CPU; by default all cores.")] = None,
 ) -> None:
     """Train a model on a folder of images. Several GPUs: torchrun -m model.training, with the same options."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a shared machine tenfold
+    environment.prepare()  # torchrun does not come through `tcm`
     with one_line_errors():
         import torch
 

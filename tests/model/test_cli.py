@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -331,3 +332,17 @@ def test_help_names_every_command(tcm):
     assert result.returncode == 0
     for command in ("encode", "decode", "info", "models", "import", "pull", "serve"):
         assert command.encode() in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000")],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP")
+def test_threads_wait_as_they_are_told(tmp_path, chosen, expected):
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | chosen
+    result = subprocess.run(
+        [TCM, "decode", GOLDEN / "tcm-xs-mse-0.013.one-pixel.tcm", tmp_path / "back.png"],
+        env=environment | {"OMP_DISPLAY_ENV": "VERBOSE"}, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert re.search(r"GOMP_SPINCOUNT = '(\d+)'", result.stderr)[1] == expected

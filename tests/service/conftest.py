@@ -25,7 +25,7 @@ from model import Zoo
 DATA = Path(__file__).parent.parent / "data"
 MODEL = "tcm-xs-mse-0.013"
 T = TypeVar("T")
-BUDGET_FOR_TWO = int(2.3 * 4 * Zoo().get(MODEL).info.parameters)
+BUDGET_FOR_TWO = int(2.3 * 7 * Zoo().get(MODEL).info.parameters)
 """Room for two of the embedded models and the bfloat16 copies of their transforms, not for three."""
 
 
