@@ -26,6 +26,9 @@ class NoCodec:
     def __init__(self, entry: ZooEntry) -> None:
         self.info = entry.info
 
+    def warm_up(self, width: int, height: int) -> None:
+        pass
+
     def padded(self, width: int, height: int) -> tuple[int, int]:
         return width + -width % 128, height + -height % 128
 

@@ -32,7 +32,9 @@ def load(*arguments: Any, **options: Any) -> Codec:
     return _load(*arguments, **options)
 
 
-def analyse(codec: Codec, pictures: Any, *, stages: Any, heartbeat: Any) -> Any:
+def analyse(codec: Codec, pictures: Any, *, stages: Any, heartbeat: Any = None) -> Any:
+    if heartbeat is None:  # when it is loaded it is tried out
+        return _analyse(codec, pictures, stages=stages)
     while wanted("hold"):
         heartbeat()
         time.sleep(0.005)
