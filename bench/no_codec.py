@@ -25,6 +25,10 @@ class NoCodec:
 
     def __init__(self, entry: ZooEntry) -> None:
         self.info = entry.info
+        self._latents = self
+
+    def payload(self, _: Analysis, stages: Stages) -> bytes:
+        return b""
 
     def warm_up(self, width: int, height: int) -> None:
         pass
@@ -37,8 +41,8 @@ class NoCodec:
     ) -> list[Analysis]:
         return [Analysis(np.empty(0, np.int32), np.empty(0, np.int16), [], 1) for _ in pictures]
 
-    def pack(self, picture: Picture, _: Analysis, *, stages: Stages) -> bytes:
-        return Codec._pack(self, picture, b"")  # type: ignore[arg-type]
+    def pack(self, picture: Picture, analysis: Analysis, *, stages: Stages) -> bytes:
+        return Codec.pack(self, picture, analysis, stages=stages)  # type: ignore[arg-type]
 
     def synthesise(
         self, containers: Sequence[Container], *, stages: Stages, heartbeat: Heartbeat = unwatched

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from tests.service.conftest import MODEL, Server, assert_problem
+from tests.service.conftest import MODEL, Server, assert_problem, start
 
 PROBES = ["/livez", "/readyz", "/startupz", "/healthz", "/v2/health/live", "/v2/health/ready"]
 
@@ -124,3 +125,12 @@ def test_models(server: Server) -> None:
     assert middle["memory"] > 30e6
     assert middle["parameters"] > 8e6
     assert re.fullmatch("[0-9a-f]{12}", middle["fingerprint"])
+
+
+def test_the_bench_of_what_the_service_takes_serves(tmp_path: Path, photo_file: bytes) -> None:
+    """It once asked for a method of the codec that had gone, and measured errors."""
+    program = [str(Path(__file__).parents[2] / "bench" / "no_codec.py")]
+    server = start(tmp_path, program=program, ready=False, model_dir=tmp_path / "models")
+    bitstream = server.client.post("/v1/encode", content=photo_file).raise_for_status().content
+    assert server.client.post("/v1/decode", content=bitstream).raise_for_status().headers["Content-Type"] == "image/png"
+    assert server.stop() == 0
