@@ -182,7 +182,8 @@ def _suits_cpu_winograd(layer: nn.Conv2d, x: Tensor, plus: Tensor | None) -> boo
     b, _, height, width = x.shape
     shapes = [(n, layer.out_channels, height, width) for n in (1, b)]
     added = plus is None or (plus.dtype == torch.float32 and tuple(plus.shape) in shapes)
-    return added and winograd.suits(layer.in_channels, layer.out_channels, height, width)
+    biased = layer.bias is None or layer.bias.dtype == torch.float32
+    return added and biased and winograd.suits(layer.in_channels, layer.out_channels, height, width)
 
 
 def _suits_gpu_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
