@@ -6,7 +6,7 @@ import os
 
 FOR_TORCH = {
     # threads that wait for work spin for 10 µs and then sleep. Longer takes the cores of whoever else is busy; not at
-    # all, and each of a picture's thousand operations waits for a thread to wake up
+    # all, and each of a picture's hundreds of operations waits for a thread to wake up
     "GOMP_SPINCOUNT": "1000",
     "OMP_WAIT_POLICY": "PASSIVE",  # the same for other libraries than GNU's, which cannot be told how long
     # oneDNN keeps a program for each layer, size and batch: 1024 of them, some hundreds of MiB for no gain in speed

@@ -12,15 +12,14 @@ import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import kernels, winograd
-
-Activation = Literal["none", "relu", "leaky_relu", "gelu"]
+from model.kernels import Activation
 
 _wanted = ContextVar("fused", default=True)
 _SLOPE = 0.01  # nn.LeakyReLU's

@@ -10,8 +10,7 @@ GPUs is in model/kernels.py.
 
 from __future__ import annotations
 
-import platform
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +18,12 @@ from torch import Tensor
 
 from model import vectors, winograd_steps
 from model.compiled import compiled
+from model.kernels import Activation, winograd_weights
 from model.threads import each
 from model.vectors import LANES, gelu, has
 from model.winograd_steps import PANEL, TILES, collect, multiply, spread
 
-Activation = Literal["none", "leaky_relu", "relu", "gelu"]
-
-_FAST = has("avx512f") or (has("avx2") and has("fma")) or platform.machine() in ("aarch64", "arm64")
+_FAST = has("avx512f") or (has("avx2") and has("fma"))  # on others it was never measured
 _CACHE = 1 << 16  # elements of the matrices of the tiles that are taken at a time, 256 KB
 _FEW = 1 << 20  # products that are not worth a thread
 
@@ -40,10 +38,8 @@ def suits(channels: int, given: int, height: int, width: int) -> bool:
 
 def weights_of(weight: Tensor) -> Tensor:
     """Weights (K, C, 3, 3) of a convolution as `conv3x3` wants them: 16 matrices, K in panels, (16, ·, C, ·)."""
-    g = weight.new_tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
     given, channels = weight.shape[:2]
-    both = torch.kron(g, g) @ weight.double().flatten(2).flatten(0, 1).t()
-    return both.view(16, given // PANEL, PANEL, channels).transpose(2, 3).to(weight.dtype).contiguous()
+    return winograd_weights(weight).view(16, channels, given // PANEL, PANEL).transpose(1, 2).contiguous()
 
 
 def conv3x3(
