@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import cast
 
-import compressai.layers as compressai
 import torch
 from torch import Tensor, nn
 
 from model import fused, kernels
+from model.borrowed import layers
 
 
 class StridedConv(nn.Conv2d):
@@ -39,7 +39,7 @@ class SubpelConv(nn.Sequential):
 _BAND = 1 << 20  # elements that a pass over a map may take: they stay in the cache
 
 
-class ResidualBlock(compressai.ResidualBlock):  # type: ignore[misc]
+class ResidualBlock(layers.ResidualBlock):  # type: ignore[misc]
     """Two 3x3 convolutions beside a skip."""
 
     def branch(self, x: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class ResidualBlock(compressai.ResidualBlock):  # type: ignore[misc]
         return self.branch(x) + (x if self.skip is None else self.skip(x))
 
 
-class ResidualBlockWithStride(compressai.ResidualBlockWithStride):  # type: ignore[misc]
+class ResidualBlockWithStride(layers.ResidualBlockWithStride):  # type: ignore[misc]
     """A strided 3x3 convolution, another one and GDN, beside a strided skip."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class ResidualBlockWithStride(compressai.ResidualBlockWithStride):  # type: igno
         return _normalise(self.gdn, branch, plus=fused.conv(self.skip, x))
 
 
-class ResidualBlockUpsample(compressai.ResidualBlockUpsample):  # type: ignore[misc]
+class ResidualBlockUpsample(layers.ResidualBlockUpsample):  # type: ignore[misc]
     """A sub-pixel convolution, another one and inverse GDN, beside a sub-pixel skip."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class ResidualBlockUpsample(compressai.ResidualBlockUpsample):  # type: ignore[m
         return _normalise(self.igdn, branch, plus=fused.subpel(skip, x))
 
 
-def _normalise(gdn: compressai.GDN, x: Tensor, plus: Tensor) -> Tensor:
+def _normalise(gdn: layers.GDN, x: Tensor, plus: Tensor) -> Tensor:
     """gdn(x) + plus."""
     x = x.to(gdn.beta.dtype)
     if fused.on_gpu(x):
@@ -93,7 +93,7 @@ def _normalise(gdn: compressai.GDN, x: Tensor, plus: Tensor) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-def _divisors(gdn: compressai.GDN) -> tuple[Tensor, Tensor]:
+def _divisors(gdn: layers.GDN) -> tuple[Tensor, Tensor]:
     """β and γ, from how they are stored; worked out once for a network that is served."""
     if gdn.beta.requires_grad:
         return gdn.beta_reparam(gdn.beta), gdn.gamma_reparam(gdn.gamma)

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from compressai.entropy_models import EntropyBottleneck, GaussianConditional
-from compressai.layers import conv3x3
 from torch import Tensor, nn
 
 from model.blocks import MixedBlock, SliceAttention
+from model.borrowed import EntropyBottleneck, GaussianConditional, layers
 from model.config import TCMConfig
 from model.latents import code_slices, round_through
 from model.layers import ConvGELU, ResidualBlockUpsample, ResidualBlockWithStride, StridedConv, SubpelConv
@@ -53,7 +52,8 @@ def pad_to(x: Tensor, alignment: int) -> Tensor:
 
 def _slice_transform(channels: int, widths: tuple[int, int], out: int) -> nn.Sequential:
     inner, narrow = widths
-    return ConvGELU(conv3x3(channels, inner), nn.GELU(), conv3x3(inner, narrow), nn.GELU(), conv3x3(narrow, out))
+    conv = layers.conv3x3
+    return ConvGELU(conv(channels, inner), nn.GELU(), conv(inner, narrow), nn.GELU(), conv(narrow, out))
 
 
 class TCM(nn.Module):

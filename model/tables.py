@@ -16,9 +16,10 @@ import google_crc32c
 import numpy as np
 import torch
 import torch.nn.functional as F
-from compressai.entropy_models import EntropyBottleneck
 from numpy.typing import NDArray
 from torch import Tensor
+
+from model.borrowed import EntropyBottleneck
 
 PRECISION = 16
 TOTAL = 1 << PRECISION

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from compressai.layers import ResidualBlockUpsample
 from torch import Tensor, distributed, nn
 
 from model.blocks import MixedBlock
+from model.borrowed import layers
 from model.network import TCM
 
 
@@ -28,7 +28,7 @@ class _LoweredBlocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            if isinstance(layer, ResidualBlockUpsample):
+            if isinstance(layer, layers.ResidualBlockUpsample):
                 with torch.autocast(self.device, dtype=torch.bfloat16):
                     branch = layer.igdn(layer.conv(layer.leaky_relu(layer.subpel_conv(x))))
                 x = layer.upsample(x) + branch

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from compressai.entropy_models import EntropyBottleneck
+
+from model.borrowed import EntropyBottleneck
 
 _REACH = 2.0**14
 _HALVINGS = 40

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
-from compressai.layers import ResidualBlockUpsample
 from torch import Tensor, nn
 
+from model.borrowed import layers
 from model.latents import code_slices
 from model.network import TCM
 from model.training.layers import bias_of
@@ -50,7 +50,7 @@ def fit_synthesis(net: TCM, crops: Iterable[Tensor]) -> None:
     _fit_block(net.g_s[depth + 1], inputs, quarter)
 
 
-def _fit_block(block: ResidualBlockUpsample, inputs: list[Tensor], wanted: list[Tensor]) -> list[Tensor]:
+def _fit_block(block: layers.ResidualBlockUpsample, inputs: list[Tensor], wanted: list[Tensor]) -> list[Tensor]:
     """Fit the skip to what the branch beside it leaves; returns the block's answers."""
     skip = block.upsample[0]
     pairs = zip(inputs, wanted, strict=True)
@@ -58,7 +58,7 @@ def _fit_block(block: ResidualBlockUpsample, inputs: list[Tensor], wanted: list[
     return [block(x) for x in inputs]
 
 
-def _branch(block: ResidualBlockUpsample, x: Tensor) -> Tensor:
+def _branch(block: layers.ResidualBlockUpsample, x: Tensor) -> Tensor:
     return block.igdn(block.conv(block.leaky_relu(block.subpel_conv(x))))  # type: ignore[no-any-return]
 
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from compressai.layers import GDN, ResidualBlockUpsample, ResidualBlockWithStride
 from torch import Tensor, nn
 
 from model.blocks import MixedBlock
+from model.borrowed import layers
 from model.network import TCM
 from model.training.layers import bias_of, conv_of
 
@@ -118,7 +118,7 @@ def _set_conv(conv: nn.Conv2d, kernel: Tensor, bias: Tensor | None = None) -> No
 
 
 def _set_down(
-    block: ResidualBlockWithStride, stage: _Stage, gain_in: Tensor, signal: Tensor, offset: Tensor | None
+    block: layers.ResidualBlockWithStride, stage: _Stage, gain_in: Tensor, signal: Tensor, offset: Tensor | None
 ) -> None:
     """conv1 = the block transform, lifted above zero; conv2 = identity, lowered again; GDN next to none; skip zero."""
     kernel = _kernel(stage, gain_in)
@@ -134,14 +134,14 @@ def _set_down(
         _clear(block.skip)
 
 
-def _set_gdn(gdn: GDN) -> None:
+def _set_gdn(gdn: layers.GDN) -> None:
     gdn.beta.copy_(gdn.beta_reparam.init(torch.ones_like(gdn.beta)))
     gdn.gamma.copy_(gdn.gamma_reparam.init(torch.full_like(gdn.gamma, _GAMMA)))
 
 
 def _set_up(block: nn.Module, stage: _Stage, gain_in: Tensor, offset: Tensor | None) -> None:
     """The transpose, in the sub-pixel skip of an upsampling block or in the last sub-pixel convolution."""
-    if isinstance(block, ResidualBlockUpsample):
+    if isinstance(block, layers.ResidualBlockUpsample):
         _clear(block.conv)
         _set_gdn(block.igdn)
         subpel = block.upsample[0]
