@@ -37,13 +37,15 @@ FORMATS = (
 
 _ALIASES = {"image/jpg": "image/jpeg", "image/tif": "image/tiff"}
 """What clients write, and no registry knows."""
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"?')
+"""In a parameter, where commas and semicolons separate nothing; unclosed, to the end: each sign is looked at once."""
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 
 def parse_accept(accept: str) -> dict[str, float]:
     """Media ranges and their q-values, by their registered names; what is not well formed is passed over."""
     ranges: dict[str, float] = {}
-    for part in accept.split(","):
+    for part in _QUOTED.sub("", accept).split(","):
         media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
         weight = next((p[2:].strip() for p in parameters if p.startswith("q=")), "1")
         media_range = _ALIASES.get(media_range, media_range)

@@ -26,6 +26,8 @@ from service.negotiation import choose, parse_accept, preference
         ("image/jpeg;q=2, image/tiff;q=0.001", "tiff"),
         (",,;q=1,image/avif,", "avif"),
         ("image/jpg", "jpeg"),
+        ('image/jpeg;note="a, image/png;q=1, \\"b";q=0.5, image/webp;q=0.4', "jpeg"),
+        ('image/webp, image/jpeg;note="never closed', "webp"),
         ("image/tif, image/jpg;q=0.5", "tiff"),
         ("image/png;q=0.3, Image/JPG;q=0.2, image/jpeg;q=0.1", "png"),
     ],
