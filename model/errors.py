@@ -103,6 +103,12 @@ class OutOfMemory(ModelError):
     code = "out-of-memory"
 
 
+class NoProcess(ModelError):
+    """A machine that gives no process, or no file descriptor, to read an image file with."""
+
+    code = "no-process"
+
+
 class DeviceLost(ModelError):
     """A device that does nothing any more, until this process has ended."""
 

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import numpy as np
 
 from model import errors
 from model.container import DEFAULT_MAX_PIXELS
-from model.errors import CorruptImage
+from model.errors import CorruptImage, NoProcess
 from model.pixels import Picture
 
 SECONDS = 30.0
@@ -49,6 +49,43 @@ main()
 """
 _VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 _READABLE = {cls.code: cls for cls in (errors.UnsupportedImage, errors.CorruptImage, errors.TooManyPixels)}
+
+
+class GivenUp(Exception):
+    """Nobody waits for the picture any more."""
+
+
+class Reading:
+    """One call of `Sandbox.read_image`, for whoever may give it up before it is done. Any thread may."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: _Process | None = None
+        self.given_up = False
+
+    def give_up(self) -> None:
+        """End its process, if it is at work."""
+        with self._lock:
+            self.given_up = True
+            if self._process:
+                self._process.kill()
+
+    @contextlib.contextmanager
+    def by(self, process: _Process) -> Iterator[None]:
+        """That this process does it; afterwards the process may serve others.
+
+        Raises:
+            GivenUp: nobody wants it any more.
+        """
+        with self._lock:
+            if self.given_up:
+                raise GivenUp
+            self._process = process
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._process = None
 
 
 class Sandbox:
@@ -73,20 +110,25 @@ class Sandbox:
         *,
         keep_metadata: bool = True,
         announce: Callable[[int], None] | None = None,
+        reading: Reading | None = None,
     ) -> Picture:
         """As `model.pixels.read_image`.
 
         Raises:
+            GivenUp: `reading` was, while it was read or before.
+            NoProcess: the machine gives no process for it.
             UnsupportedImage: not an image of a known format, or of a kind that cannot be coded.
             CorruptImage: damaged, truncated, or beyond the limits to decode.
             TooManyPixels: its header promises more than `max_pixels`.
         """
+        reading = reading or Reading()
         process = self._take()
         try:
-            picture = process.read_image(data, max_pixels, keep_metadata, self.seconds, announce)
+            with reading.by(process):
+                picture = process.read_image(data, max_pixels, keep_metadata, self.seconds, announce)
         except _Ended as ended:
             process.close()
-            raise CorruptImage(self._reason(ended)) from None
+            raise GivenUp if reading.given_up else CorruptImage(self._reason(ended)) from None
         except BaseException:
             self._give_back(process)
             raise
@@ -98,10 +140,17 @@ class Sandbox:
             with self._lock:
                 process = self._idle.pop() if self._idle else None
             if process is None:
-                return _Process(self.memory)
+                return self._new()
             if process.alive():
                 return process
             process.close()  # somebody else ended it
+
+    def _new(self) -> _Process:
+        try:
+            return _Process(self.memory)
+        except (OSError, _Ended) as error:
+            why = str(error) if isinstance(error, OSError) else "it ended at once"
+            raise NoProcess(f"no process can be had to read the image with ({why}); try again later") from error
 
     def _give_back(self, process: _Process) -> None:
         if process.usable:
@@ -149,10 +198,8 @@ class _Process:
             raise
         try:
             self.usable = bool(self._answer()["ready"])
-        except BaseException as error:
+        except BaseException:
             self.close()
-            if isinstance(error, _Ended):
-                raise RuntimeError("the process that reads image files does not start") from error
             raise
 
     def _begin(self, memory: int) -> subprocess.Popen[bytes]:
@@ -200,6 +247,10 @@ class _Process:
                 raise RuntimeError(f"reading an image failed: {answer['message']}")
             raise _READABLE[answer["error"]](str(answer["message"]))
         return self._picture(answer, max_pixels)
+
+    def kill(self) -> None:
+        """Now, whatever it is at; whoever waits for its answer finds it gone."""
+        self._child.kill()
 
     def forget(self) -> None:
         """Give the memory of the last picture back."""

@@ -2,10 +2,12 @@
 
 A request takes its place before its body is read, says how many pixels it has as soon as its header is known, and
 leaves when its answer begins. Who finds no place is refused at once: that costs no parsing, no memory and no thread.
+Unless somebody holds one whose body hardly comes: it is shown out.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 from collections.abc import Iterator
@@ -15,7 +17,8 @@ from contextvars import ContextVar
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.answers import answer
-from service.errors import Draining, NotReady, Problem, Saturated, WorkerLost
+from service.arrival import PACE, Arrival
+from service.errors import Draining, NotReady, Problem, RequestTimeout, Saturated, WorkerLost
 from service.identity import Record
 from service.metrics import Metrics
 
@@ -63,11 +66,13 @@ class Place:
     """One request inside.
 
     Attributes:
+        arrival: of its body, where one is to come.
         pixels: it has said that it has; None as long as it has not.
     """
 
-    def __init__(self, admission: Admission, *, exempt: bool = False) -> None:
+    def __init__(self, admission: Admission, arrival: Arrival | None = None, *, exempt: bool = False) -> None:
         self._admission, self._exempt = admission, exempt
+        self.arrival = arrival
         self.pixels: int | None = None
         self.left = False
 
@@ -116,8 +121,8 @@ class Admission:
         """Requests inside."""
         return len(self._inside)
 
-    def enter(self) -> Place:
-        """A place.
+    def enter(self, arrival: Arrival | None = None) -> Place:
+        """A place, of whoever's body arrives so.
 
         Raises:
             Saturated: there is none; the problem says when to come again.
@@ -132,9 +137,11 @@ class Admission:
         if self.closed:
             raise Draining("this server is being stopped; another takes its place", headers={"Retry-After": "1"})
         with self._lock:
+            if len(self._inside) >= self._max_items:
+                self._show_out()
             if len(self._inside) >= self._max_items or self._pixels >= self._max_pixels:
                 raise self._saturated()
-            place = Place(self)
+            place = Place(self, arrival)
             self._inside.add(place)
         return place
 
@@ -176,6 +183,15 @@ class Admission:
                 self._pixels -= place.pixels or 0
             place.left = True
 
+    def _show_out(self) -> None:
+        """Whose body is furthest behind, if any is."""
+        arriving = [(place.arrival, place) for place in self._inside if place.arrival]
+        arrival, place = max(arriving, key=lambda one: one[0].behind, default=(None, None))
+        if arrival and place and arrival.behind > 0:
+            self._inside.discard(place)
+            place.left = True  # it has no pixels yet
+            arrival.end()
+
     def _saturated(self) -> Saturated:
         unknown = sum(place.pixels is None for place in self._inside)
         wait = self.rate.seconds(self._pixels, unknown)
@@ -197,20 +213,30 @@ class Gate:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in WORK:
             await self.app(scope, receive, send)
             return
-        Record.of(scope).route = scope["path"]  # so that who is refused before routing is counted where it belongs
+        record = Record.of(scope)
+        record.route = scope["path"]  # so that who is refused before routing is counted where it belongs
+        arrival, begun = Arrival(record), False
         try:
-            place = self.admission.enter()
+            place = self.admission.enter(arrival)
         except Problem as refusal:
             await answer(scope, refusal)(scope, receive, send)
             return
         token = _place.set(place)
 
         async def leaving(message: Message) -> None:
+            nonlocal begun
+            begun = True
             place.leave()  # when the answer begins: who reads it slowly keeps nobody out
             await send(message)
 
         try:
             await self.app(scope, receive, leaving)
+        except asyncio.CancelledError:
+            if begun or not arrival.cut:
+                raise
+            arrival.forget()
+            slow = f"the body came at less than {PACE >> 10} KiB a second, and others wanted its place"
+            await answer(scope, RequestTimeout(slow, headers={"Connection": "close"}))(scope, receive, send)
         finally:
             _place.reset(token)
             place.leave()

@@ -25,6 +25,7 @@ FROM_MODEL: dict[type[Exception], type[errors.Problem]] = {
     model_errors.CorruptBitstream: errors.CorruptBitstream,
     model_errors.TooManyPixels: errors.TooManyPixels,
     model_errors.OutOfMemory: errors.OutOfMemory,
+    model_errors.NoProcess: errors.NoProcess,
     model_errors.DeviceLost: errors.WorkerLost,
     model_errors.CheckpointMismatch: errors.ModelUnavailable,
     model_errors.CheckpointUnreadable: errors.ModelUnavailable,
@@ -52,7 +53,8 @@ def as_problem(error: Exception) -> errors.Problem:
     if isinstance(error, MemoryError):
         return errors.OutOfMemory("the server has not enough memory left for this request")
     if type(error) in FROM_MODEL:
-        return FROM_MODEL[type(error)](str(error))
+        kind = FROM_MODEL[type(error)]
+        return kind(str(error), headers={"Retry-After": "1"} if kind is errors.NoProcess else None)
     return errors.InternalError("something went wrong here; the request_id leads the operator to it")
 
 

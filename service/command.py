@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ from service.settings import PREFIX, PROGRAM, SECRETS, Settings, option
 
 USAGE_ERROR = 2
 BACKLOG = 2048
+_DESCRIPTORS = 1 << 16
 
 
 def serve(ctx: typer.Context) -> None:
@@ -45,6 +47,7 @@ def _serve(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a terminal that closes; without one, nobody says reload
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    _all_descriptors()
     logs.configure(settings.log_level)
     environment.prepare()
     # only now: `--help` and wrong options need no torch
@@ -97,6 +100,7 @@ def _serve(settings: Settings) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),  # or uvicorn believes all of this machine
         reset_contextvars=True,  # or what is pipelined behind a request begins with its context
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.timeout_ms // 1000 + 1,  # no request lives longer
@@ -106,6 +110,14 @@ def _serve(settings: Settings) -> int:
     if not here.scheduler.closed:
         end(0)  # the device is at a long step that nobody waits for; an orderly exit would
     return 0
+
+
+def _all_descriptors() -> None:
+    """As many connections and processes as the machine allows, not as shells begin with: often 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -11,6 +11,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 log = structlog.get_logger()
 
 
+class NotHttp(ValueError):
+    """What a request has that none may have. The parser, which calls us, reports it as an error of its own."""
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's HTTP/1.1, which waits for ever for a client that does not read its answer.
 
@@ -57,7 +61,7 @@ class Connection(HttpToolsProtocol):
         """Refuse a transfer coding that a proxy in front may read as another body than we do."""
         value = value.strip(b" \t")  # which the parser leaves at the end (RFC 9112, 5.1)
         if name.lower() == b"transfer-encoding" and value.lower() != b"chunked":
-            raise ValueError("a transfer coding other than chunked")
+            raise NotHttp("a transfer coding other than chunked")
         super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:

@@ -190,9 +190,9 @@ class NotAcceptable(Problem):
 
 
 class RequestTimeout(Problem):
-    """The headers of the request did not arrive in time.
+    """The request did not arrive in time.
 
-    The connection is closed.
+    Its headers took too long, or its body came so slowly that others were given its place. The connection is closed.
     """
 
     status, code = 408, "request-timeout"
@@ -363,6 +363,15 @@ class OutOfMemory(Problem):
     """
 
     status, code, rejects = 503, "out-of-memory", True
+
+
+class NoProcess(Problem):
+    """The machine gives no process to read the image with.
+
+    It has too many open connections or processes. Try again after the time in `Retry-After`.
+    """
+
+    status, code, rejects = 503, "no-process", True
 
 
 class ModelUnavailable(Problem):

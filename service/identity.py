@@ -51,6 +51,7 @@ class Record:
         model: that the request was served with.
         bitstream: id of the stored one that it was about.
         bytes_in: of the body read so far.
+        arrived: all of the body was read.
         bytes_out: of the answer sent so far.
         problem: that it was answered with.
         stages: where its time went.
@@ -63,6 +64,7 @@ class Record:
     model: str | None = None
     bitstream: str | None = None
     bytes_in: int = 0
+    arrived: bool = False
     bytes_out: int = 0
     problem: Problem | None = None
     stages: Stages = field(default_factory=Stages)

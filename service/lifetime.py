@@ -30,8 +30,8 @@ def detached() -> Context:
 class Lifetime:
     """`async with Lifetime(request, seconds) as lifetime:` around the work of a handler.
 
-    Work that waits in a queue leaves it when cancelled; on the device it ends before its next tile or slice; what the
-    other threads have begun is finished and thrown away.
+    Work that waits in a queue leaves it when cancelled; on the device it ends before its next tile or slice; an image
+    that is being read loses its process. What the other threads have begun is finished and thrown away.
     """
 
     def __init__(self, request: Request, seconds: float) -> None:

@@ -27,6 +27,7 @@ class BodyLimit:
                 check_length(declared_length(Headers(scope=scope)), self.max_bytes)
             message = await receive()
             record.bytes_in += len(message.get("body", b""))
+            record.arrived = not message.get("more_body", False)
             check_length(record.bytes_in, self.max_bytes)
             return message
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import logging
+import os
 import sys
-from typing import TextIO
 
 import structlog
 from structlog.typing import Processor
+
+from service.log_lines import LogLines
+
+_lines: list[LogLines] = []
 
 
 def configure(level: str) -> None:
@@ -19,8 +23,10 @@ def configure(level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     rendered: list[Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    handler = logging.StreamHandler(sys.stdout)
-    lines = _Lines(handler)
+    lines = LogLines(sys.stdout.fileno() if sys.stdout else os.open(os.devnull, os.O_WRONLY))
+    _lines.append(lines)
+    atexit.register(settle)
+    handler = logging.StreamHandler(lines)
     structlog.configure(
         processors=[*shared, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -39,22 +45,7 @@ def configure(level: str) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its tale of starting is told by ours
 
 
-class _Lines:
-    """Writes ours past `logging`, whose records would take half of the time that a refusal takes.
-
-    As there, a line that cannot be written is lost and costs nothing else, and lines do not mix with the handler's.
-    """
-
-    def __init__(self, handler: logging.StreamHandler[TextIO]) -> None:
-        self._handler = handler
-
-    def msg(self, line: str) -> None:
-        self._handler.acquire()
-        try:
-            with contextlib.suppress(OSError, ValueError):
-                self._handler.stream.write(line + "\n")
-                self._handler.stream.flush()
-        finally:
-            self._handler.release()
-
-    debug = info = warning = error = critical = exception = fatal = msg
+def settle(seconds: float = 1.0) -> None:
+    """Give what was logged so far a moment to be written, before the process ends."""
+    for lines in _lines:
+        lines.settle(seconds)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections import Counter
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+import httptools
 import structlog
 
-from service.connection import Connection
+from service.connection import Connection, NotHttp
 from service.context import Context
 from service.errors import MEDIA_TYPE, HeadersTooLarge, MalformedRequest, Problem, RequestTimeout
 from service.headers import DEFAULTS
@@ -44,6 +46,7 @@ class Protocol(Connection):
     _held = b""  # of it, as long as it is not complete
     _begun = False  # the parser is in the middle of a head: one that began behind a body
     _timer: asyncio.TimerHandle | None = None
+    _deaf = False  # what has come last is no HTTP, and nothing behind it is read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Somebody has connected."""
@@ -57,7 +60,7 @@ class Protocol(Connection):
 
     def data_received(self, data: bytes) -> None:
         """Take in heads one by one and whole, without what they say of upgrades; bodies as they come."""
-        while data and not self.transport.is_closing():
+        while data and not self._deaf and not self.transport.is_closing():
             if self._head is None or self._begun:
                 self._take(data)
                 return
@@ -102,10 +105,12 @@ class Protocol(Connection):
         self._head, self._begun = None, False
         self._unwatch()
         if self.parser.should_upgrade():
-            raise ValueError("a CONNECT, or an Upgrade of a request behind a body")
+            raise NotHttp("a CONNECT, or an Upgrade of a request behind a body")
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
-            raise ValueError(f"{'several Host headers' if hosts else 'no Host header'}")
+            raise NotHttp("several Host headers" if hosts else "no Host header")
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # its client would take what it is told for the answer (RFC 9110, 10.1.1)
         self._join_lists()
         super().on_headers_complete()
 
@@ -120,9 +125,19 @@ class Protocol(Connection):
         super().on_message_complete()
         self._head = 0
 
+    def on_response_complete(self) -> None:
+        """An answer is out; behind the last one that can be given, the connection ends."""
+        last = self._deaf and not self.pipeline
+        super().on_response_complete()
+        if last:
+            self.transport.close()
+
     def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are no HTTP."""
-        self._refuse(MalformedRequest(msg))
+        """Answer bytes that are no HTTP, as the parser's error in hand says."""
+        error = sys.exc_info()[1]
+        if isinstance(error, httptools.HttpParserCallbackError):
+            error = error.__context__ if isinstance(error.__context__, NotHttp) else None
+        self._refuse(MalformedRequest(f"this is no HTTP: {error}" if error else msg))
 
     def _too_large(self) -> HeadersTooLarge:
         return HeadersTooLarge(f"request line and headers have more than {self.max_head} bytes")
@@ -152,27 +167,20 @@ class Protocol(Connection):
         """Answer and close: nothing that follows can be understood."""
         cycle: Any = self.cycle
         under_way = cycle and not cycle.response_complete
-        if (
-            self.transport.is_closing()
-            or self.pipeline
-            or (under_way and (cycle.response_started or not cycle.more_body))
-        ):
-            self.transport.close()  # an earlier answer is on its way, and must not be mixed with this one
+        if self.transport.is_closing():
+            return
+        if self.pipeline or (under_way and not cycle.more_body):
+            self._hear_no_more(problem)
+            return
+        if under_way and cycle.response_started:
+            self.transport.close()  # its answer did not wait for the body that is wrong
             return
         if under_way:  # what is wrong is this request's own body: its handler is told that nobody waits for it
             cycle.disconnected = True
             cycle.message_event.set()
         state: dict[str, Any] = cycle.scope.get("state", {}) if under_way else {}
         request_id = state["record"].request_id if "record" in state else new_request_id()
-        client = self.client[0] if self.client else None
-        log.info(
-            "refused",
-            request_id=request_id,
-            client=client,
-            problem=problem.code,
-            status=problem.status,
-            detail=problem.detail,
-        )
+        self._log(problem, request_id)
         if not under_way:  # else its handler's end is counted
             app: Any = self.config.app
             context: Context = app.state.context
@@ -188,3 +196,24 @@ class Protocol(Connection):
         lines += [f"{name}: {value}" for name, value in (headers | DEFAULTS).items()]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.transport.close()
+
+    def _hear_no_more(self, problem: Problem) -> None:
+        """What came before is answered; then the connection is closed, since nothing behind it can be understood."""
+        self._deaf = True
+        self._unwatch()
+        self._log(problem, new_request_id())
+        newest: Any = self.cycle
+        if newest.more_body:  # what is wrong is its own body; it waits behind another
+            self.pipeline.popleft()
+        else:
+            newest.keep_alive = False
+
+    def _log(self, problem: Problem, request_id: str) -> None:
+        log.info(
+            "refused",
+            request_id=request_id,
+            client=self.client[0] if self.client else None,
+            problem=problem.code,
+            status=problem.status,
+            detail=problem.detail,
+        )

@@ -22,7 +22,7 @@ from model.container import Container, read_container
 from model.latent_coder import Analysis
 from model.output import write_image
 from model.pixels import Picture, Pixels
-from model.sandbox import Sandbox
+from model.sandbox import Reading, Sandbox
 from model.stages import Stages
 from model.zoo import ZooEntry
 from service.admission import Admission, Place
@@ -37,6 +37,8 @@ from service.watchdog import Watchdog
 
 T = TypeVar("T")
 
+_GRACE = 0.5
+"""Seconds that reading an image may still take when nobody waits for it: most end in time, and keep their process."""
 _FILE_SECONDS = 600
 """That reading or writing the largest file may take on a slow machine, beyond the setting `hang_seconds`."""
 
@@ -90,8 +92,9 @@ class Scheduler:
     ) -> None:
         self.admission, self.closed = admission, False
         self._pool, self._metrics, self._watchdog, self._max_pixels = pool, metrics, watchdog, max_pixels
-        # two sets of threads: what leaves the device must not queue behind what has just arrived
-        self._files_in = ThreadPoolExecutor(workers, "files-in", give_way)
+        # sets of threads: what leaves the device must not queue behind what has just arrived
+        self._images_in = ThreadPoolExecutor(workers, "images-in", give_way)
+        self._bitstreams_in = ThreadPoolExecutor(workers, "bitstreams-in", give_way)  # quick, however slow images are
         self._images = Sandbox(max_pixels, image_seconds)
         self._device = Device(
             metrics,
@@ -117,13 +120,7 @@ class Scheduler:
             return await self._encode(data, entry, place, keep_metadata, stages)
 
     async def _encode(self, data: bytes, entry: ZooEntry, place: Place, keep_metadata: bool, stages: Stages) -> Encoded:
-        def read(timed: Stages) -> Picture:
-            with timed("read_image"):
-                return self._images.read_image(
-                    data, self._max_pixels, keep_metadata=keep_metadata, announce=place.claim
-                )
-
-        picture = await self._in_thread(self._files_in, "encode", read, stages)
+        picture = await self._read_image(data, place, keep_metadata, stages)
         resident = await self._acquire("encode", entry, stages)
         codec = resident.codec
         kind = Kind("encode", codec.analyse, codec.padded(picture.width, picture.height))
@@ -134,6 +131,21 @@ class Scheduler:
 
         bitstream = await self._in_thread(self._files_out, "encode", write, stages)
         return Encoded(bitstream, picture.width, picture.height)
+
+    async def _read_image(self, data: bytes, place: Place, keep_metadata: bool, stages: Stages) -> Picture:
+        reading = Reading()
+
+        def read(timed: Stages) -> Picture:
+            with timed("read_image"):
+                return self._images.read_image(
+                    data, self._max_pixels, keep_metadata=keep_metadata, announce=place.claim, reading=reading
+                )
+
+        try:
+            return await self._in_thread(self._images_in, "encode", read, stages)
+        except asyncio.CancelledError:
+            asyncio.get_running_loop().call_later(_GRACE, reading.give_up)
+            raise
 
     async def inspect(self, data: bytes, *, stages: Stages) -> Container:
         """A bitstream, checked and taken apart.
@@ -146,7 +158,7 @@ class Scheduler:
             with timed("read_bitstream"):
                 return read_container(data, self._max_pixels)
 
-        return await self._in_thread(self._files_in, "decode", read, stages)
+        return await self._in_thread(self._bitstreams_in, "decode", read, stages)
 
     async def decode(self, container: Container, entry: ZooEntry, file_format: str, *, stages: Stages) -> bytes:
         """The image file of a bitstream, with the model that it was written with.
@@ -217,7 +229,8 @@ class Scheduler:
 
     def close(self) -> None:
         """Finish what has begun, drop what waits."""
-        self._files_in.shutdown(cancel_futures=True)
+        self._images_in.shutdown(cancel_futures=True)
+        self._bitstreams_in.shutdown(cancel_futures=True)
         self._images.close()
         self.closed = self._device.close()
         self._files_out.shutdown(cancel_futures=True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
-import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -17,6 +15,7 @@ from types import FrameType
 import structlog
 import uvicorn
 
+from service import logs
 from service.context import Context
 
 log = structlog.get_logger()
@@ -122,7 +121,5 @@ def _watch_event_loop(seconds: float) -> None:
 
 def end(code: int) -> None:
     """Now: threads that hang would keep an orderly exit from ever coming."""
-    with contextlib.suppress(OSError, ValueError):  # whoever reads it may be gone
-        logging.shutdown()
-        sys.stdout.flush()
+    logs.settle()
     os._exit(code)

@@ -29,6 +29,8 @@ from service.store.address import check
 PREFIX = "TCM_"
 PROGRAM = "tcm serve"
 _MOST_WARM = 1 << 24
+_LEAST_PIXELS = 1 << 14
+"""The picture that models are tried with must be let in."""
 _DAY_MS = 86_400_000
 
 
@@ -41,7 +43,27 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-_Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[A-Za-z0-9.\-\[\]:]+)$", to_lower=True)]
+def _as_browsers_say_it(origin: str) -> str:
+    """Without the port that everybody means."""
+    usual = {"https": ":443", "http": ":80"}.get(origin.partition(":")[0], "")
+    return origin.removesuffix(usual) if usual else origin
+
+
+_Origin = Annotated[
+    str,
+    StringConstraints(pattern=r"^(\*|https?://[A-Za-z0-9.\-\[\]:]+)$", to_lower=True),
+    AfterValidator(_as_browsers_say_it),
+]
+
+
+def _users(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+_Path = Annotated[Path, AfterValidator(_users)]
 
 
 def _duration(value: object) -> object:
@@ -82,7 +104,7 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where the models run: auto (CUDA if present), cpu, cuda or cuda:N. One process serves one device.",
     )
-    model_dir: Annotated[Path, AfterValidator(Path.expanduser)] | None = Field(
+    model_dir: _Path | None = Field(
         None, description="Directory of imported models, beside the embedded ones; by default that of `tcm import`."
     )
     default_model: str | None = Field(
@@ -108,8 +130,9 @@ class Settings(BaseSettings):
     max_body_bytes: ByteSize = Field(
         ByteSize(32 << 20), gt=0, description="Largest request body, e.g. 32MiB; more is answered with 413."
     )
-    max_pixels: PositiveInt = Field(
+    max_pixels: int = Field(
         DEFAULT_MAX_PIXELS,
+        ge=_LEAST_PIXELS,
         le=MAX_SIDE**2,
         description="Most pixels of an image, read from its header; more is answered with 422.",
     )
@@ -175,7 +198,7 @@ class Settings(BaseSettings):
         description="After so long without progress (longer for large images), a batch, a file or the load of a model "
         "counts as hung: /livez fails, and the process exits with code 70.",
     )
-    store: Annotated[str, AfterValidator(check)] | None = Field(
+    store: Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(check)] | None = Field(
         None,
         description="Where /v1/bitstreams keeps what it is given: file:///absolute/folder, s3://bucket/prefix "
         "(credentials and endpoint in AWS_…; needs the extra `s3`) or `none`. By default a folder in the user's data "
@@ -199,7 +222,7 @@ class Settings(BaseSettings):
         description="Keys of signed URLs, as id:secret,id:secret; the first one signs, all are accepted. Best given in "
         "the environment. With them, bitstreams are read with a signed URL or an API key.",
     )
-    keys_file: Annotated[Path, AfterValidator(Path.expanduser)] | None = Field(
+    keys_file: _Path | None = Field(
         None,
         description="File of API keys, made by `tcm keys new`; followed, so that keys change without a restart. "
         "Without one, whoever reaches the service may use it.",

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from service.errors import BadForm, ClientGone, EmptyBody, UnsupportedMediaType
 
 FIELD = "file"
+_LONGEST_NAME = 200  # characters, each of up to 12 in an answer's Content-Disposition
 # what `curl --data-binary` says when it is told nothing, and what S3 does: read as raw bytes, too
 _UNTYPED = {"", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded"}
 
@@ -111,8 +112,8 @@ async def _only_file(items: list[tuple[str, UploadFile | str]]) -> Upload:
 
 
 def _stem(filename: str) -> str:
-    """Without directory and suffix, and without what no header can carry."""
-    return PurePosixPath(filename.replace("\\", "/").encode(errors="replace").decode()).stem
+    """Without directory and suffix, without what no header can carry, and no longer than any proxy lets a header be."""
+    return PurePosixPath(filename.replace("\\", "/").encode(errors="replace").decode()).stem[:_LONGEST_NAME]
 
 
 def disposition(kind: str, filename: str) -> str:

@@ -28,6 +28,7 @@ EXIT_CODES: dict[type[Exception], int] = {
     errors.OutputLimit: 6,
     errors.OutOfMemory: 7,
     errors.DeviceLost: 7,
+    errors.NoProcess: 7,
     errors.DownloadFailed: 7,
     OSError: 6,
     ValueError: 2,

@@ -63,8 +63,11 @@ def _row(meta: Meta, ttl: int | None) -> dict[str, object]:
     return {"id": meta.id, "bytes": meta.size, "stored": _moment(meta.stored), "expires": expires}
 
 
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+def _moment(seconds: float) -> str | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):  # later than any calendar goes
+        return None
 
 
 def _count(number: int) -> str:

@@ -253,6 +253,7 @@ async def delete(
 ) -> Response:
     """Remove a bitstream, sound or damaged, from the store."""
     Record.of(request.scope).bitstream = digest
+    here.store.require()
     demand(if_match, f'"{digest}"')
     async with Lifetime(request, seconds(here, timeout_ms)):
         here.reconstructions.forget(digest)

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 import model
-from model.errors import CorruptImage, ModelError, TooManyPixels, UnsupportedImage
+from model.errors import CorruptImage, ModelError, NoProcess, TooManyPixels, UnsupportedImage
 from model.pixels import Picture, read_image
-from model.sandbox import Sandbox
+from model.sandbox import GivenUp, Reading, Sandbox
 from tests import bombs
 from tests.conftest import DATA
 from tests.fuzz import seeds
@@ -118,7 +118,7 @@ def test_processes_that_cannot_be_had_leave_nothing_behind(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", mock.Mock(side_effect=BlockingIOError("no more processes")))
         for _ in range(3):
-            with pytest.raises(BlockingIOError):
+            with pytest.raises(NoProcess, match="no more processes"):
                 box.read_image(b"")
     with monkeypatch.context() as patch:
         patch.setattr("model.sandbox._Process._answer", mock.Mock(side_effect=ValueError("anything")))
@@ -128,6 +128,41 @@ def test_processes_that_cannot_be_had_leave_nothing_behind(monkeypatch):
     assert descriptors() == before
     assert box.read_image((DATA / "photo.png").read_bytes()).width == 384
     box.close()
+
+
+def test_a_process_that_does_not_start_is_said_so(monkeypatch):
+    box = Sandbox()
+    with monkeypatch.context() as patch:
+        patch.setattr("model.sandbox._PROGRAM", "raise SystemExit(1)")
+        with pytest.raises(NoProcess, match="ended at once"):
+            box.read_image(b"")
+    assert box.read_image((DATA / "photo.png").read_bytes()).width == 384
+    box.close()
+
+
+def test_who_gives_up_ends_the_process_at_work(sandbox):
+    reading = Reading()
+    with ThreadPoolExecutor(1) as thread:
+        work = thread.submit(sandbox.read_image, bombs.jpeg_of_scans(1000, 60_000), reading=reading)
+        time.sleep(0.3)
+        assert not work.done()
+        reading.give_up()
+        with pytest.raises(GivenUp):
+            work.result(timeout=1)
+    assert sandbox.read_image((DATA / "photo.png").read_bytes()).width == 384
+
+
+def test_who_gives_up_before_or_after_costs_no_process(sandbox):
+    data = (DATA / "photo.png").read_bytes()
+    early, late = Reading(), Reading()
+    early.give_up()
+    sandbox.read_image(data, reading=late)
+    processes = list(sandbox._idle)
+    late.give_up()
+    with pytest.raises(GivenUp):
+        sandbox.read_image(data, reading=early)
+    assert sandbox._idle == processes
+    assert all(process.alive() for process in processes)
 
 
 def test_more_descriptors_than_select_knows():

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from service.admission import Admission, Rate
+from service.arrival import PATIENCE
 from service.errors import Draining, QuotaExceeded, Saturated
 from service.identity import Record
 from service.keys import Scope as KeyScope
@@ -104,6 +105,25 @@ def test_who_sends_slowly_has_a_place_until_it_leaves(server: Server) -> None:
     with head_only(server, sent=b"half") as _, head_only(server) as _:
         wait_for(lambda: server.metric("tcm_requests_inside") == 2)
     wait_for(lambda: server.metric("tcm_requests_inside") == 0)
+
+
+def test_who_sends_too_slowly_loses_its_place_to_others(server: Server) -> None:
+    with head_only(server) as first, head_only(server) as second, head_only(server) as third:
+        wait_for(lambda: server.metric("tcm_requests_inside") == 3)
+        assert_problem(encode(server), 503, "saturated")  # they may just have begun
+        time.sleep(PATIENCE)
+        third.sendall(bytes(500_000))
+        wait_for(lambda: server.metric("tcm_requests_inside") == 3)
+        assert encode(server).status_code == 200
+        answer = first.recv(65536).lower()
+        assert answer.startswith(b"http/1.1 408")
+        assert b'"request-timeout"' in answer
+        assert b"connection: close" in answer
+        assert server.metric("tcm_requests_inside") == 2  # one was enough
+        for connection in (second, third):
+            connection.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                connection.recv(1)
 
 
 def test_a_deadline_ends_work_on_the_device(server: Server, faults: Faults) -> None:
@@ -212,8 +232,8 @@ def test_keys_that_replace_one_another_share_a_quota() -> None:
 def test_quota_over_http(start_faulty: StartFaulty) -> None:
     server, _ = start_faulty(quota_per_minute=1, quota_burst=2)
     assert [encode(server).status_code for _ in range(2)] == [200, 200]
-    answer = encode(server)
-    assert_problem(answer, 429, "quota-exceeded")
+    answer = httpx.post(f"{server.url}/v1/encode", content=SMALL, headers={"X-Forwarded-For": "192.0.2.1"})
+    assert_problem(answer, 429, "quota-exceeded")  # nobody has said that this machine's word is to be believed
     assert 1 <= int(answer.headers["retry-after"]) <= 60
     assert server.metric("tcm_requests_rejected_total", reason="quota-exceeded") == 1
     assert server.client.get("/v1/models").status_code == 200

@@ -106,6 +106,13 @@ def test_multipart_keeps_the_name(server: Server, photo_file: bytes) -> None:
     assert decoded.headers["content-disposition"] == 'inline; filename="sea.png"'
 
 
+def test_a_long_name_makes_no_long_header(server: Server, photo_file: bytes) -> None:
+    """Found by trying: proxies have no room for it, and the picture was lost."""
+    encoded = server.client.post("/v1/encode", files={"file": ("é" * 1500 + ".png", photo_file, "image/png")})
+    assert encoded.headers["content-disposition"].count("%C3%A9") == 200
+    assert len(encoded.headers["content-disposition"]) < 4096
+
+
 def test_a_chunked_body_is_taken(server: Server, photo_file: bytes) -> None:
     chunks = (photo_file[i : i + 10_000] for i in range(0, len(photo_file), 10_000))
     response = server.client.post("/v1/encode", content=chunks, headers={"Content-Type": "image/png"})

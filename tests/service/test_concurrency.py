@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx
+
+from tests import bombs
 from tests.service.conftest import Server, assert_problem, busy, wait_for
 
 
@@ -43,6 +48,62 @@ def test_a_deadline_ends_the_wait(server: Server, large: bytes, photo_file: byte
         assert not work.done()
         assert server.metric("tcm_queue_depth") == 0
     assert server.metric("tcm_stage_duration_seconds_count", op="encode", stage="g_a") == done + 1
+
+
+def test_images_that_nobody_waits_for_hold_nobody_up(server: Server, photo_file: bytes) -> None:
+    """Such a file takes many seconds; its deadline ends its process, and leaves the threads to others."""
+    bomb = bombs.jpeg_of_scans(1500, 60_000)
+
+    def ask(_: int) -> httpx.Response:
+        return server.client.post("/v1/encode", params={"timeout_ms": 200}, content=bomb)
+
+    with ThreadPoolExecutor(8) as clients:
+        for response in clients.map(ask, range(8)):  # more than there are threads
+            assert_problem(response, 504, "deadline-exceeded")
+    start = time.perf_counter()
+    encoded = server.client.post("/v1/encode", content=photo_file)
+    assert server.client.post("/v1/decode", content=encoded.content).status_code == 200
+    assert time.perf_counter() - start < 6
+
+
+def test_bitstreams_are_read_while_images_are(server: Server, photo_file: bytes) -> None:
+    bitstream = server.client.post("/v1/encode", content=photo_file).content
+    bomb = bombs.jpeg_of_scans(1500, 60_000)
+    with ThreadPoolExecutor(8) as clients:
+        waiting = [
+            clients.submit(server.client.post, "/v1/encode", params={"timeout_ms": 6000}, content=bomb)
+            for _ in range(8)
+        ]
+        time.sleep(0.5)
+        assert server.client.post("/v1/decode", content=bitstream).status_code == 200
+        assert not any(work.done() for work in waiting)
+
+
+def test_no_descriptors_is_a_named_error(server: Server, photo_file: bytes) -> None:
+    clients = [httpx.Client(base_url=server.url, timeout=60) for _ in range(4)]
+    for client in clients:
+        client.get("/livez")  # they are connected
+    pid = server.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    highest = max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir())
+    bomb = bombs.jpeg_of_scans(1500, 60_000)
+    with ThreadPoolExecutor(4) as threads:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+        try:
+            work = [
+                threads.submit(client.post, "/v1/encode", params={"timeout_ms": 3000}, content=bomb)
+                for client in clients
+            ]
+            codes = sorted(w.result().status_code for w in work)
+            refused = next(w.result() for w in work if w.result().status_code == 503)
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    assert set(codes) <= {503, 504}, codes
+    assert_problem(refused, 503, "no-process")
+    assert refused.headers["retry-after"] == "1"
+    for client in clients:
+        assert client.post("/v1/encode", content=photo_file).status_code == 200
+        client.close()
 
 
 def test_a_client_that_leaves_is_dropped(server: Server, large: bytes, photo_file: bytes) -> None:

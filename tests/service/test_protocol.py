@@ -91,6 +91,41 @@ def test_no_http(port: int) -> None:
     assert problem(talk(port, b"hello\r\n\r\n"))["code"] == "malformed-request"
 
 
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"GET / HTTP/1.1", "no Host header"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nHost: x", "several Host headers"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked", "other than chunked"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2", "Content-Length"),
+        (b"get / HTTP/1.1\r\nHost: x", "method"),
+        (b"GET /\xc3\xa4 HTTP/1.1\r\nHost: x", "url"),
+    ],
+)
+def test_the_problem_says_why(port: int, head: bytes, reason: str) -> None:
+    assert reason in problem(talk(port, head + b"\r\n\r\n"))["detail"]
+
+
+@pytest.mark.parametrize("behind", [b"\0garbage\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"x" * 20_000])
+@pytest.mark.parametrize("first", [b"GET /slow", b"POST /"])
+def test_what_comes_before_nonsense_is_answered(port: int, first: bytes, behind: bytes) -> None:
+    """Found by trying: a Content-Length that is too small lost a picture without a word."""
+    head = first + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+    for parts, answers in (([head + behind], 1), ([head, behind], 1), ([head + head + behind, b"more"], 2)):
+        answer = talk(port, *parts)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.count(b"HTTP/1.1 200") == answers  # the nonsense may have come later, and have a 400 of its own
+        assert b"connection: close" in answer.lower()
+    # the second one's own body is what is wrong
+    chunked = first + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n"
+    assert talk(port, head + chunked).count(b"HTTP/1.1 200") == 1
+
+
+def test_http_1_0_is_not_told_to_go_on(port: int) -> None:
+    head = b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+    assert talk(port, head, b"abc", pause=0.2).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize("hosts", [b"", b"Host: a\r\nHost: b\r\n", b"Host: a\r\nHost: a\r\n"])
 def test_one_host(port: int, hosts: bytes) -> None:
     """RFC 9112, 3.2: what a proxy takes for one host's request must not be another's here."""

@@ -75,6 +75,9 @@ def test_lists(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
         ("memory_budget", "lots"),
         ("memory_budget", "0"),
         ("max_pixels", "0"),
+        ("max_pixels", "1000"),
+        ("model_dir", "~nobodyhere/models"),
+        ("keys_file", "~nobodyhere/keys"),
         ("log_level", "loud"),
         ("preload", "[broken"),
     ],
@@ -82,6 +85,14 @@ def test_lists(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 def test_values_that_do_not_fit(name: str, value: str) -> None:
     with pytest.raises(ValidationError):
         Settings.from_arguments([option(name), value])
+
+
+def test_addresses_as_others_say_them() -> None:
+    settings = Settings.from_arguments(
+        ["--cors-origins", "https://A.example:443,http://b.example:80,https://c.example:80", "--store", " file:///s "]
+    )
+    assert settings.cors_origins == ("https://a.example", "http://b.example", "https://c.example:80")
+    assert settings.store == "file:///s"
 
 
 @pytest.mark.parametrize("arguments", [["--prot", "80"], ["--port"], ["extra"]])

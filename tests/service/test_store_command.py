@@ -48,6 +48,8 @@ def test_ls(store: Path) -> None:
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["id"] for row in rows] == sorted(path.stem for path in store.rglob("*.tcm") if path.stem[0] != ".")
     assert set(rows[0]) == {"id", "bytes", "stored", "expires"}
+    far = tcm_store("ls", "--json", "--ttl", "999999999w", TCM_STORE=store.as_uri())
+    assert [json.loads(line)["expires"] for line in far.stdout.splitlines()] == [None] * 4
     shown = tcm_store("ls", "--store", store.as_uri(), "--ttl", "1d")
     assert shown.returncode == 0
     assert all(row["id"] in shown.stdout for row in rows)

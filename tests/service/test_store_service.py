@@ -225,6 +225,8 @@ def test_no_store(tight: Server, bitstream: bytes) -> None:
     for method in ("GET", "DELETE"):
         assert_problem(tight.client.request(method, f"/v1/bitstreams/{'0' * 64}"), 404, "store-disabled")
     assert_problem(tight.client.get(f"/v1/bitstreams/{'0' * 64}/image"), 404, "store-disabled")
+    conditional = tight.client.delete(f"/v1/bitstreams/{'0' * 64}", headers={"If-Match": '"x"'})
+    assert_problem(conditional, 404, "store-disabled")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

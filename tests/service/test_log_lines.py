@@ -1,0 +1,72 @@
+"""A reader of the log that stalls, or is gone, stops nobody else."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.log_lines import LogLines
+
+
+def test_lines_that_nobody_reads_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.log_lines._MOST", 100)
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(
+        "service.log_lines.structlog.get_logger",
+        lambda: type("", (), {"warning": staticmethod(lambda event, **more: told.append({"event": event} | more))}),
+    )
+    end, begin = os.pipe()
+    fcntl.fcntl(begin, fcntl.F_SETPIPE_SZ, 4096)
+    lines = LogLines(begin)
+    start = time.monotonic()
+    for k in range(1000):
+        lines.msg(f"{k:0100}")
+    lines.settle(0.2)
+    assert time.monotonic() - start < 2
+    read = bytearray()
+    reader = threading.Thread(target=lambda: [read.extend(piece) for piece in iter(lambda: os.read(end, 65536), b"")])
+    reader.start()
+    lines.settle(10)
+    lines.write("the last one\n")
+    lines.settle(10)
+    os.close(begin)
+    reader.join()
+    os.close(end)
+    numbers = [int(line) for line in read.splitlines()[:-1]]
+    assert numbers == sorted(set(numbers))
+    assert read.endswith(b"\nthe last one\n")
+    assert told == [{"event": "log lines lost", "lines": 1000 - len(numbers)}]
+
+
+def test_a_reader_that_is_gone_costs_nothing() -> None:
+    end, begin = os.pipe()
+    lines = LogLines(begin)
+    os.close(end)
+    for _ in range(3):
+        lines.msg("to nobody")
+        lines.settle(10)
+    os.close(begin)
+
+
+def test_a_service_whose_log_nobody_reads_goes_on(tmp_path: Path) -> None:
+    """Found by trying: its event loop hung, and the watchdog ended it."""
+    variables = os.environ | {"TCM_STORE": "none", "TCM_PRELOAD": "none", "TCM_DRAIN_SECONDS": "0"}
+    command = [sys.executable, "-m", "service", "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=variables) as process:
+        assert process.stdout
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        url = next(e["url"] for e in map(json.loads, process.stdout) if e["event"] == "listening")
+        with httpx.Client(base_url=url, timeout=10) as client:
+            for _ in range(100):  # each has a line of some hundred bytes
+                assert client.get("/nowhere").status_code == 404
+        process.terminate()
+        assert process.wait(30) == 0
