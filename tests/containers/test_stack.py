@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import ipaddress
 import json
+import socket
 
 import httpx
 import pytest
 from PIL import Image
 
 from tests.conftest import DATA, psnr
-from tests.containers.stack import PROJECT, Stack, load, say, wait_for
+from tests.containers.stack import NGINX_PORT, PROJECT, Stack, load, say, wait_for
 
 REPLICAS = ("tcm-1", "tcm-2")
 CLIENTS = 3
@@ -31,6 +32,13 @@ def photographs() -> list[bytes]:
         source.rotate(15 * k, expand=False).crop((k, k, 320 + 2 * k, 200 + 2 * k)).save(out, "JPEG", quality=90)
         files.append(out.getvalue())
     return files
+
+
+def bare(request: bytes) -> bytes:
+    """What nginx answers to these bytes."""
+    with socket.create_connection(("127.0.0.1", NGINX_PORT), timeout=30) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def opened(data: bytes) -> Image.Image:
@@ -122,6 +130,11 @@ def test_nginx_speaks_the_services_language(stack: Stack, photographs: list[byte
     problem(stack.client.post("/v1/encode", content=just_too_large), 413, "body-too-large")  # the service's
     problem(stack.client.post("/v1/encode", content=much_too_large), 413, "body-too-large")  # nginx's
     problem(stack.client.get("/metrics"), 404, "not-found")
+    coding = {"Transfer-Encoding": "gzip, chunked"}
+    problem(stack.client.post("/v1/encode", content=iter([b"x"]), headers=coding), 400, "malformed-request")
+    assert bare(b"GET /livez HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")  # as simple probes ask
+    long_name = ("é" * 1500 + ".jpg", photographs[0], "image/jpeg")
+    assert stack.client.post("/v1/encode", files={"file": long_name}).status_code == 200
     assert stack.client.get("/readyz").status_code == 200
     sent = stack.client.get(f"/v1/bitstreams/{'0' * 64}?signature=s3cr3t", headers={"X-Request-ID": "quiet"})
     assert sent.status_code == 404
