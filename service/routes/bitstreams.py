@@ -94,6 +94,7 @@ _STORED: dict[int | str, dict[str, Any]] = {
         errors.CorruptBitstream,
         errors.TooManyPixels,
         errors.OutOfMemory,
+        errors.NoProcess,
         errors.ModelUnavailable,
     )
     | _STORED,

@@ -13,7 +13,16 @@ from starlette.requests import Request
 from model.zoo import ZooEntry
 from service import openapi
 from service.context import Context
-from service.errors import AmbiguousModel, Draining, InvalidParameter, NotReady, QuotaExceeded, Saturated, WorkerLost
+from service.errors import (
+    AmbiguousModel,
+    Draining,
+    InvalidParameter,
+    NotReady,
+    QuotaExceeded,
+    RequestTimeout,
+    Saturated,
+    WorkerLost,
+)
 from service.negotiation import FORMATS
 
 ModelName = Annotated[str | None, Query(description="Name of a model from /v1/models.", examples=["tcm-xs-mse-0.013"])]
@@ -39,8 +48,8 @@ Accept = Annotated[
 IMAGES: dict[str, Any] = {f.media_type: {"schema": openapi.BINARY} for f in FORMATS}
 """What a route answers that gives an image, for its description."""
 
-ADMISSION = (QuotaExceeded, Saturated, Draining, WorkerLost, NotReady)
-"""What a route that asks for work can answer before it has looked at the request."""
+ADMISSION = (RequestTimeout, QuotaExceeded, Saturated, Draining, WorkerLost, NotReady)
+"""What a route that asks for work can answer before it has looked at the request, or read all of it."""
 
 
 _MOST, _LONGEST = 10, 100  # names, and their characters, that an answer repeats
