@@ -103,23 +103,36 @@ class Recording:
         if torch.cuda.mem_get_info(self._device)[0] < torch.cuda.memory_reserved(self._device):
             torch.cuda.empty_cache()  # while recording, what torch keeps cannot be given back
         with torch.cuda.stream(_recording_stream(self._device)), _no_collector(), _own_workspaces():
-            try:
+            with self._allocators_told(graph):
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
                 pause = self._advance(given)
-                graph.capture_end()
             except BaseException:  # is what tells that the recording has failed, and how
-                self._end(graph)
+                with contextlib.suppress(RuntimeError):
+                    self._end(graph)
                 raise
+            self._end(graph)
         return _Step(graph, given, pause)
 
     def _end(self, graph: torch.cuda.CUDAGraph) -> None:
-        """End a recording that has failed: or the allocator never again gives back what it keeps."""
-        try:
+        """End a recording, once: a second time is an error that CUDA tells whatever is launched next."""
+        with self._allocators_told(graph):
             graph.capture_end()
+
+    @contextlib.contextmanager
+    def _allocators_told(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+        """Where this fails, the recording is at its end for them, too: else they never again give back what they keep.
+
+        From torch 2.14 on the graph sees to that itself, but not if they have been told by others before.
+        """
+        try:
+            yield
         except RuntimeError:
+            graph.reset()
             _broken.append(graph)
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(index_of(self._device), self._pool)
+            raise
 
     def _advance(self, given: Tensor | None) -> Pause:
         if self._generator is None:

@@ -1,4 +1,4 @@
-"""Recording that goes wrong, against a stand-in for torch's graphs and allocators that keeps the rules of torch 2.11.
+"""Recording that goes wrong, against a stand-in for torch's graphs and allocators, by the rules of torch 2.11 or 2.14.
 
 tests/model/test_kernels.py has the same on a GPU.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -42,37 +43,62 @@ class Cuda:
     def __init__(self) -> None:
         cuda = self
         self.device, self.host = Allocator(), Allocator()
-        self.spoilt = False
+        self.sees_to_it = False  # the graph that its failure is told, as from torch 2.14 on
+        self.spoilt = self.refuses = False
+        self.stale = False  # an error that the next launch gives
+        self.terminated = False
         self.recorded_by: list[str] = []
         self.collects: list[bool] = []
         self.workspaces_cleared = 0
 
         class Graph:
-            ended = False
+            begun = under_way = ended = False
 
             def capture_begin(self, pool: object, capture_error_mode: str) -> None:
                 assert capture_error_mode == "thread_local"
                 self.pool = pool
                 cuda.device.begin(pool)
                 cuda.host.begin(pool)
+                self.begun = True
+                if cuda.refuses:
+                    raise RuntimeError("operation not permitted")
+                self.under_way = True
                 cuda.recorded_by.append(threading.current_thread().name)
                 cuda.collects.append(gc.isenabled())
 
             def capture_end(self) -> None:
-                if cuda.spoilt:
-                    cuda.spoilt = False
+                cuda.stale |= not self.under_way
+                self.under_way = False
+                spoilt, cuda.spoilt = cuda.spoilt, False
+                if cuda.stale or (spoilt and not cuda.sees_to_it):
                     raise RuntimeError("operation failed due to a previous error during capture")
-                cuda.device.end(self.pool)
-                cuda.host.end(self.pool)
+                self.tell()
+                if spoilt:
+                    raise RuntimeError("operation failed due to a previous error during capture")
                 self.ended = True
 
-            def replay(self) -> None:
-                pass
+            def tell(self) -> None:
+                cuda.device.end(self.pool)
+                cuda.host.end(self.pool)
+                self.begun = False
 
-            def __del__(self) -> None:
+            def replay(self) -> None:
+                cuda.kernel()
+
+            def reset(self) -> None:
+                if self.begun and cuda.sees_to_it:
+                    self.tell()
+                    self.ended = True
                 if self.ended:
                     cuda.device.graphs[self.pool] -= 1
                     cuda.host.graphs[self.pool] -= 1
+                self.ended = False
+
+            def __del__(self) -> None:
+                try:
+                    self.reset()
+                except RuntimeError:
+                    cuda.terminated = True  # it is thrown in a destructor
 
         class Event:
             def __init__(self, **_: object) -> None:
@@ -103,6 +129,11 @@ class Cuda:
     def clear(self) -> None:
         self.workspaces_cleared += 1
 
+    def kernel(self) -> None:
+        if self.stale:
+            self.stale = False
+            raise RuntimeError("operation failed due to a previous error during capture")
+
     @staticmethod
     def empty_like(tensor: torch.Tensor, **_: object) -> torch.Tensor:
         return torch.empty_like(tensor)
@@ -118,9 +149,10 @@ class Gpu:
     type, index = "cuda", 0
 
 
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+@pytest.fixture(params=["2.11", "2.14"])
+def cuda(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Cuda]:
     stand_in = Cuda()
+    stand_in.sees_to_it = request.param == "2.14"
     for module in (programs, recording):
         monkeypatch.setattr(module, "torch", stand_in)
     monkeypatch.setattr(recording, "_ready", threading.local())
@@ -131,6 +163,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     monkeypatch.setattr(torch.Tensor, "to", lambda t, *a, **k: t if isinstance(a[0], Gpu) else to(t, *a, **k))
     yield stand_in
     recording._recording_stream.cache_clear()
+    recording._broken.clear()
+    gc.collect()
+    assert not stand_in.terminated
 
 
 @pytest.fixture
@@ -144,6 +179,7 @@ def go(runner: programs.Runner, name: str, fail=lambda place: None) -> float:
 
     def program(given, heartbeat):
         for place in range(3):
+            stand_in.kernel()
             if stand_in.recording:
                 fail(place)
             given = yield recording.Pause("stage", (given + 1,), last=place == 2)
@@ -190,14 +226,16 @@ def test_a_recording_that_fails_costs_the_others_nothing(runner, cuda, place, er
     assert not cuda.host.under_way
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_recording_that_cuda_ends_costs_the_others_nothing(runner, cuda, place):
+def test_a_recording_that_cuda_ends_costs_the_others_nothing(runner, cuda, place, known):
     """Then torch 2.11 tells neither allocator; one can be told by hand."""
 
     def spoil(here):
         if here == place:
             cuda.spoilt = True
-            raise RuntimeError("operation not permitted when stream is capturing")
+            if known:  # else it shows at the end of the recording
+                raise RuntimeError("operation not permitted when stream is capturing")
 
     for name in "abc":
         go(runner, name)
@@ -207,7 +245,23 @@ def test_a_recording_that_cuda_ends_costs_the_others_nothing(runner, cuda, place
     go(runner, "b"), go(runner, "c"), go(runner, "c")
     assert recorded(runner) == ["b", "c"]
     assert not cuda.device.under_way
-    assert len(recording._broken) == 1
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_recording_that_does_not_begin_costs_the_others_nothing(runner, cuda, place):
+    def refuse(here):
+        cuda.refuses = here == place - 1
+
+    for name in "abc":
+        go(runner, name)
+    go(runner, "b")
+    cuda.refuses = place == 0
+    for _ in range(3):
+        assert go(runner, "a", refuse) == 3
+        cuda.refuses = False
+    go(runner, "b"), go(runner, "c"), go(runner, "c")
+    assert recorded(runner) == ["b", "c"]
+    assert not cuda.device.under_way
 
 
 def test_a_thread_runs_it_as_it_is_before_it_records(runner, cuda):
