@@ -123,15 +123,15 @@ class Recording:
     def _allocators_told(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
         """Where this fails, the recording is at its end for them, too: else they never again give back what they keep.
 
-        From torch 2.14 on the graph sees to that itself, but not if they have been told by others before.
+        A graph of torch 2.14 tells them itself, at the latest when it is reset: told twice, its destructor would throw.
         """
         try:
             yield
         except RuntimeError:
             graph.reset()
-            _broken.append(graph)
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(index_of(self._device), self._pool)
+                _broken.append(graph)  # the graph had told neither, and one of them cannot be told by hand
             raise
 
     def _advance(self, given: Tensor | None) -> Pause:
