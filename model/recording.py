@@ -138,8 +138,12 @@ class Recording:
         if self._generator is None:
             assert given is not None  # noqa: S101 - a program begins with a tensor
             self._generator = self._program(given, unwatched)
-            return next(self._generator)
-        return self._generator.send(given)
+            pause = next(self._generator)
+        else:
+            pause = self._generator.send(given)
+        if pause.last:
+            self._generator.close()  # so that the next recording has the memory of all but its outputs
+        return pause
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import gc
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
+from weakref import ref
 
 import pytest
 import torch
@@ -213,6 +214,30 @@ def test_the_second_time_is_recorded(runner, cuda):
     assert not any(cuda.collects)
     assert gc.isenabled()
     assert cuda.workspaces_cleared == 6  # before and behind each
+
+
+def test_what_lies_between_its_steps_is_kept_until_it_is_whole(runner):
+    """It was kept for good, though only the outputs are asked for once all is recorded."""
+    kept, alive = [], []
+
+    def program(given, heartbeat):
+        between = given + 1
+        kept.append(ref(between))
+        for place in range(2):
+            alive.append(all(tensor() is not None for tensor in kept))
+            yield recording.Pause("stage", (between + 1,), last=place == 1)
+
+    def work():
+        run = runner.run("a", program, 1, Stages())
+        return [run.send(torch.zeros(1)) for _ in range(2)]
+
+    programs.with_room(runner.device, work)
+    kept.clear(), alive.clear()
+    outputs = programs.with_room(runner.device, work)
+    assert [len(of_step) for of_step in outputs] == [1, 1]
+    assert recorded(runner) == ["a"]
+    assert alive == [True, True]
+    assert kept[0]() is None
 
 
 @pytest.mark.parametrize("error", [RuntimeError, TypeError, StopIteration])
