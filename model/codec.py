@@ -25,7 +25,7 @@ from model.attention import in_kernels
 from model.blocks import SliceAttention
 from model.checkpoint import Weights, load
 from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
-from model.devices import current, lock_of, pick_device, use_exact_arithmetic
+from model.devices import by_index, current, lock_of, pick_device, use_exact_arithmetic
 from model.errors import ModelError
 from model.info import ModelInfo
 from model.latent_coder import Analysis, LatentCoder
@@ -59,7 +59,7 @@ class Codec:
     ) -> None:
         use_exact_arithmetic(device)
         self.info: ModelInfo = weights.info
-        self.device = device
+        self.device = device = by_index(device)
         self.tiling = tiling or tiles.Tiling()
         for attention in (*weights.net.atten_mean, *weights.net.atten_scale):
             cast("SliceAttention", attention[0]).drop_shut()  # before it takes the device's memory

@@ -57,6 +57,11 @@ def index_of(gpu: torch.device) -> int:
     return torch.cuda.current_device() if gpu.index is None else gpu.index
 
 
+def by_index(device: torch.device) -> torch.device:
+    """The device, a GPU with its index: without one it is another for a thread that works on another."""
+    return torch.device("cuda", index_of(device)) if device.type == "cuda" else device
+
+
 @functools.cache
 def _lock(_: int) -> threading.RLock:
     return threading.RLock()
