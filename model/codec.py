@@ -67,14 +67,14 @@ class Codec:
         self._lock = lock_of(device)
         with self._lock, current(device):
             with_room(device, lambda: self._settle(weights))
-            record = self._can_be_recorded()
-            # two where a batch may be halved: what one is doing must outlast what the other does
-            self._runners = [Runner(device, record=record) for _ in range(2 if record else 1)]
 
     def _settle(self, weights: Weights) -> None:
         self.net = weights.net.to(self.device).eval().requires_grad_(False)
         self._transforms = Transforms.of(self.net, self.dtype)
         self._latents = LatentCoder(self.net, self.info, weights.z_tables, self.device)
+        record = self._can_be_recorded()
+        # two where a batch may be halved: what one is doing must outlast what the other does
+        self._runners = [Runner(self.device, record=record) for _ in range(2 if record else 1)]
 
     @classmethod
     def load(

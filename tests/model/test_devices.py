@@ -7,10 +7,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from model import Codec
+from model import Codec, programs
 from model import codec as codec_module
 from model.checkpoint import load
 from model.devices import lock_of
+from model.errors import OutOfMemory
 
 
 @pytest.mark.parametrize(("given", "index"), [("cuda", 1), ("cuda:0", 0)])
@@ -19,8 +20,24 @@ def test_a_codec_knows_which_gpu_it_has(tiny_file, monkeypatch, given, index):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(codec_module, "current", lambda _: nullcontext())
     monkeypatch.setattr(Codec, "_settle", lambda *_: None)
-    monkeypatch.setattr(Codec, "_can_be_recorded", lambda _: True)
     codec = Codec(load(tiny_file), torch.device(given), "float32")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
-    assert {codec.device, *(runner.device for runner in codec._runners)} == {torch.device("cuda", index)}
+    assert codec.device == torch.device("cuda", index)
     assert codec._lock is lock_of(codec.device)
+
+
+def test_memory_that_runs_out_in_trying_the_kernels(tiny_file, monkeypatch):
+    """Others give back what they recorded, and where they have nothing it is a named error."""
+    others = [True, True, False]
+    monkeypatch.setattr(programs, "forget_all", lambda _: others.pop(0))
+    full = [True, False, True, True]
+
+    def try_kernels(_):
+        if full.pop(0):
+            raise torch.OutOfMemoryError
+        return False
+
+    monkeypatch.setattr(Codec, "_can_be_recorded", try_kernels)
+    assert len(Codec(load(tiny_file), torch.device("cpu"))._runners) == 1
+    with pytest.raises(OutOfMemory):
+        Codec(load(tiny_file), torch.device("cpu"))
