@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from model.codec import Codec
-from model.errors import OutOfMemory
+from model.errors import DeviceLost, OutOfMemory
 from model.zoo import ZooEntry
 from service.errors import ModelUnavailable
 from service.metrics import Metrics
@@ -83,6 +83,7 @@ class Pool:
 
         Raises:
             ModelUnavailable: it could not be loaded.
+            DeviceLost: nor can any other: the device does nothing any more, and the watchdog knows.
         """
         key = entry.info.fingerprint
         self._awaited[key] += 1  # so that it is not evicted between its load and our waking up
@@ -113,6 +114,9 @@ class Pool:
                 resident = self._residents[entry.info.fingerprint] = Resident(entry, codec, codec.memory_bytes)
         except Exception as error:
             self._metrics.model_load_failures.labels(entry.name).inc()
+            if isinstance(error, DeviceLost):
+                self._watchdog.lose(str(error))
+                raise
             raise ModelUnavailable(f"model {entry.name!r} is installed, but could not be loaded") from error
         finally:
             del self._loads[entry.info.fingerprint]

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from model import Zoo
+from model.codec import Codec
+from model.errors import DeviceLost
+from service.metrics import Metrics
+from service.pool import Pool
+from service.watchdog import Watchdog
 from tests.service.conftest import BUDGET_FOR_TWO, Server, assert_problem, start
 
 A, B, C = "tcm-xs-mse-0.0035", "tcm-xs-mse-0.013", "tcm-xs-mse-0.05"
@@ -50,6 +62,36 @@ def test_a_model_that_does_not_load(tight: Server, photo_file: bytes) -> None:
     reason = [e for e in tight.log() if e.get("request_id") == problem["request_id"] and e["level"] == "error"]
     assert "fingerprint" in str(reason[0]["exception"])
     assert encode(tight, "tcm-tiny-mse-0.01", photo_file) == 200
+
+
+def lost(*_: object, **__: object) -> Any:
+    raise DeviceLost("cuda:0 does nothing any more")
+
+
+def warmed_up_in_vain(load: Callable[..., Codec]) -> Callable[..., Codec]:
+    def load_and_lose(*arguments: Any) -> Codec:
+        codec = load(*arguments)
+        codec.warm_up = lost  # type: ignore[method-assign]
+        return codec
+
+    return load_and_lose
+
+
+@pytest.mark.parametrize("while_warming_up", [False, True])
+def test_a_device_that_fails_for_good_while_a_model_loads(
+    tiny_file: Path, monkeypatch: pytest.MonkeyPatch, while_warming_up: bool
+) -> None:
+    """Each request was told that a model is unavailable, and the process lived on."""
+    monkeypatch.setattr(Codec, "load", warmed_up_in_vain(Codec.load) if while_warming_up else lost)
+    metrics, watchdog = Metrics(), Watchdog(60)
+    pool = Pool("cpu", None, metrics, watchdog, [(64, 64)])
+    try:
+        with pytest.raises(DeviceLost):
+            asyncio.run(pool.acquire(Zoo(tiny_file.parent).get("tcm-tiny-mse-0.01")))
+    finally:
+        pool.close()
+    assert watchdog.lost() == "cuda:0 does nothing any more"
+    assert metrics.model_load_failures.labels("tcm-tiny-mse-0.01")._value.get() == 1
 
 
 def test_models_that_do_not_fit_together_take_turns(tmp_path, photo_file: bytes) -> None:
