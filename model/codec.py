@@ -31,7 +31,7 @@ from model.info import ModelInfo
 from model.latent_coder import Analysis, LatentCoder
 from model.pixels import Picture, Pixels, from_pil, to_pil
 from model.precision import Transforms, pick_precision
-from model.programs import Runner, with_room
+from model.programs import Runner, give_back_unused, with_room
 from model.recording import Pause, Steps
 from model.stages import Heartbeat, Stages, unwatched
 from model.turns import Turns, in_turn
@@ -134,7 +134,7 @@ class Codec:
                 tensor.data = tensor.data.new_empty(0)
             self._latents.close()
             if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+                give_back_unused()
 
     def _tensors(self) -> list[Tensor]:
         return [

@@ -45,14 +45,23 @@ _runners: WeakSet[Runner] = WeakSet()
 
 
 def forget_all(device: torch.device) -> bool:
-    """Give back the memory of everybody's recordings on a device, of which the caller holds the lock; if any."""
+    """Give back the memory of everybody's recordings on a device, of which the caller holds the lock; whether any were.
+
+    And what nobody uses, even if there were none.
+    """
     if device.type != "cuda":
         return False
     gpus = [runner for runner in list(_runners) if runner.device.type == "cuda"]
     found = [runner.forget() for runner in gpus if index_of(runner.device) == index_of(device)]
-    if any(found):
-        torch.cuda.empty_cache()
+    give_back_unused()
     return any(found)
+
+
+def give_back_unused() -> None:
+    """Memory of GPUs, and of the host for them, that torch keeps for what comes next: a large picture's, too."""
+    torch.cuda.empty_cache()
+    if empty_host_cache := getattr(torch._C, "_host_emptyCache", None):
+        empty_host_cache()
 
 
 def with_room(device: torch.device, work: Callable[[], _T]) -> _T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
@@ -41,3 +42,14 @@ def test_memory_that_runs_out_in_trying_the_kernels(tiny_file, monkeypatch):
     assert len(Codec(load(tiny_file), torch.device("cpu"))._runners) == 1
     with pytest.raises(OutOfMemory):
         Codec(load(tiny_file), torch.device("cpu"))
+
+
+def test_a_closed_codec_leaves_nothing_to_torch(tiny_file, monkeypatch):
+    """What the host has for the GPU is the second."""
+    codec = Codec(load(tiny_file), torch.device("cpu"))
+    codec.device = torch.device("cuda:0")
+    given_back = mock.Mock()
+    monkeypatch.setattr(torch.cuda, "empty_cache", given_back.device)
+    monkeypatch.setattr(torch._C, "_host_emptyCache", given_back.host, raising=False)
+    codec.close()
+    assert given_back.mock_calls == [mock.call.device(), mock.call.host()]

@@ -51,6 +51,7 @@ class Cuda:
         self.recorded_by: list[str] = []
         self.collects: list[bool] = []
         self.workspaces_cleared = 0
+        self.emptied: list[str] = []
 
         class Graph:
             begun = under_way = ended = False
@@ -115,7 +116,7 @@ class Cuda:
             synchronize=lambda _: None,
             mem_get_info=lambda _: (9, 9),
             memory_reserved=lambda _: 0,
-            empty_cache=lambda: None,
+            empty_cache=lambda: self.emptied.append("device"),
             stream=lambda _: contextlib.nullcontext(),
             Stream=lambda _: None,
             graph_pool_handle=object,
@@ -123,6 +124,7 @@ class Cuda:
         self._C = SimpleNamespace(
             _cuda_endAllocateToPool=lambda _, pool: self.device.end(pool),
             _cuda_clearCublasWorkspaces=self.clear,
+            _host_emptyCache=lambda: self.emptied.append("host"),
         )
 
     OutOfMemoryError = torch.OutOfMemoryError
@@ -327,6 +329,17 @@ def test_memory_that_runs_out_while_recording(runner, cuda):
     assert not recorded(runner)
     go(runner, "a", fail)
     assert recorded(runner) == ["a"]
+
+
+def test_memory_that_nobody_uses_is_given_back_without_recordings(runner, cuda):
+    """What the host has for a GPU stayed for good: as much as the largest picture had ever needed."""
+    go(runner, "a")
+    assert not programs.forget_all(runner.device)
+    assert cuda.emptied == ["device", "host"]
+    del cuda._C._host_emptyCache
+    go(runner, "a"), go(runner, "a")
+    assert programs.forget_all(runner.device)
+    assert cuda.emptied == ["device", "host", "device"]
 
 
 @pytest.mark.parametrize("message", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling"])
