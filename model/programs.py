@@ -10,6 +10,7 @@ cannot be while recording.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ Arrival = Callable[[], list[NDArray[Any]]]
 
 
 _runners: WeakSet[Runner] = WeakSet()
+_runners_lock = threading.Lock()  # of the set alone: those of other devices come while one device's are looked through
 
 
 def forget_all(device: torch.device) -> bool:
@@ -51,7 +53,9 @@ def forget_all(device: torch.device) -> bool:
     """
     if device.type != "cuda":
         return False
-    gpus = [runner for runner in list(_runners) if runner.device.type == "cuda"]
+    with _runners_lock:
+        runners = list(_runners)
+    gpus = [runner for runner in runners if runner.device.type == "cuda"]
     found = [runner.forget() for runner in gpus if index_of(runner.device) == index_of(device)]
     give_back_unused()
     return any(found)
@@ -101,7 +105,8 @@ class Runner:
         self._recordings: OrderedDict[object, Recording] = OrderedDict()
         self._pool: Any = None  # of memory: recordings share it, since one runs at a time
         self._untold = list[tuple[Stages, str, torch.cuda.Event, torch.cuda.Event]]()  # times of stages that may go on
-        _runners.add(self)
+        with _runners_lock:
+            _runners.add(self)
 
     def run(self, name: object, program: Program, pixels: int, stages: Stages, heartbeat: Heartbeat = unwatched) -> Run:
         """Begin; `name` tells programs apart, and `pixels` says how much there is to do.

@@ -10,7 +10,7 @@ import gc
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
-from weakref import ref
+from weakref import WeakSet, ref
 
 import pytest
 import torch
@@ -340,6 +340,28 @@ def test_memory_that_nobody_uses_is_given_back_without_recordings(runner, cuda):
     go(runner, "a"), go(runner, "a")
     assert programs.forget_all(runner.device)
     assert cuda.emptied == ["device", "host", "device"]
+
+
+def test_a_runner_may_be_made_while_everybody_forgets(runner, cuda, monkeypatch):
+    """By another codec, on another device, whose lock nobody holds here."""
+    made = []
+    makers = [threading.Thread(target=lambda: made.append(programs.Runner(Gpu()))) for _ in range(2)]
+
+    class Slow(WeakSet):
+        def __iter__(self):
+            for one in super().__iter__():
+                if makers:
+                    makers[-1].start()
+                    makers.pop().join(0.2)
+                yield one
+
+    others = [runner, programs.Runner(Gpu())]
+    monkeypatch.setattr(programs, "_runners", Slow(others))
+    started = list(makers)
+    assert not programs.forget_all(runner.device)
+    for thread in started:
+        thread.join()
+    assert set(programs._runners) == {*others, *made}
 
 
 @pytest.mark.parametrize("message", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling"])
