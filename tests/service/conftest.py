@@ -40,7 +40,13 @@ class Server:
     first_answers: dict[str, httpx.Response] = field(default_factory=dict)
 
     def log(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.log_file.read_text().splitlines()]
+        """What is written so far: lines come a moment after what they tell of."""
+        complete, _, _ = self.log_file.read_text().rpartition("\n")
+        return [json.loads(line) for line in complete.splitlines()]
+
+    def lines(self, event: str) -> list[dict[str, object]]:
+        """Those of an event, of which there is at least one."""
+        return wait_for(lambda: [line for line in self.log() if line["event"] == event])
 
     def requests(self, request_id: str) -> list[dict[str, object]]:
         """The access lines of a request; it is written just after the answer."""

@@ -17,7 +17,8 @@ def test_what_nobody_thought_of(start_faulty: StartFaulty, photo_file: bytes) ->
     assert problem["request_id"] == answer.headers["x-request-id"]
     assert answer.headers["access-control-allow-origin"] == PAGE  # or the page could not even read the status
     assert {name: answer.headers[name] for name in DEFAULTS} == DEFAULTS
-    (line,) = [line for line in server.log() if "ZeroDivisionError" in str(line) and line["event"] == "internal-error"]
+    (line,) = server.lines("internal-error")
+    assert "ZeroDivisionError" in str(line)
     assert line["request_id"] == problem["request_id"]
     assert server.metric("tcm_http_requests_total", code="500") == 1
     assert server.client.post("/v1/encode", content=photo_file).status_code == 200

@@ -208,7 +208,7 @@ def test_a_broken_file_locks_nobody_out(guarded: Server, file: Path) -> None:
         assert guarded.client.get("/v1/models").status_code == 200
         file.write_bytes(good)
         wait_for(lambda: guarded.metric("tcm_keys_last_reload_successful") == 1)
-    assert any("keys.json" in str(e.get("reason")) for e in guarded.log())
+    wait_for(lambda: any("keys.json" in str(e.get("reason")) for e in guarded.log()))
 
 
 def test_no_secret_in_the_log(guarded: Server, file: Path, ours: dict[str, str], photo_file: bytes) -> None:

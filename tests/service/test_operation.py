@@ -26,7 +26,7 @@ def test_probes_of_a_ready_service(server: Server, path: str) -> None:
 
 
 def test_the_trial_was_made(server: Server) -> None:
-    trial = next(e for e in server.log() if e["event"] == "model tried")
+    trial = server.lines("model tried")[0]
     assert trial["model"] == MODEL
     assert float(str(trial["psnr"])) > 18
 
