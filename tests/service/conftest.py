@@ -40,7 +40,7 @@ class Server:
     first_answers: dict[str, httpx.Response] = field(default_factory=dict)
 
     def log(self) -> list[dict[str, object]]:
-        """What is written so far: lines come a moment after what they tell of."""
+        """What is written so far: lines may come a moment after what they tell of."""
         complete, _, _ = self.log_file.read_text().rpartition("\n")
         return [json.loads(line) for line in complete.splitlines()]
 
