@@ -11,22 +11,40 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import threading
 from types import ModuleType
 from typing import Any
+
+_lock = threading.RLock()
+_loading: set[ModuleType] = set()
 
 
 class _Parts(ModuleType):
     """A package whose own code runs when a name is asked for that is none of its parts."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked of every module, by whoever looks for one
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if name.startswith("__") and name not in ("__all__", "__version__"):  # asked by whoever looks at all modules
+            raise self._lacks(name)
         if importlib.util.find_spec(f"{self.__name__}.{name}"):
             return importlib.import_module(f"{self.__name__}.{name}")
-        object.__setattr__(self, "__class__", ModuleType)
-        loader: Any = self.__loader__
-        loader.exec_module(self)
+        with _lock:
+            if self in _loading:
+                raise self._lacks(name)
+            if type(self) is _Parts:
+                self._load()
         return getattr(self, name)
+
+    def _load(self) -> None:
+        loader: Any = self.__loader__
+        _loading.add(self)
+        try:
+            loader.exec_module(self)
+        finally:
+            _loading.remove(self)
+        object.__setattr__(self, "__class__", ModuleType)
+
+    def _lacks(self, name: str) -> AttributeError:
+        return AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 
 def _take_apart(name: str, **known: Any) -> None:

@@ -86,6 +86,8 @@ class Reading:
         finally:
             with self._lock:
                 self._process = None
+                if self.given_up:
+                    process.usable = False  # it may be dying, though it has said its last word
 
 
 class Sandbox:

@@ -76,6 +76,11 @@ class Place:
         self.pixels: int | None = None
         self.left = False
 
+    @property
+    def shown_out(self) -> bool:
+        """Its body came too slowly; the request is about to end, and takes no other."""
+        return self.arrival is not None and self.arrival.cut
+
     def claim(self, pixels: int) -> None:
         """Say how large the picture is, before it costs anything.
 
@@ -137,7 +142,7 @@ class Admission:
         if self.closed:
             raise Draining("this server is being stopped; another takes its place", headers={"Retry-After": "1"})
         with self._lock:
-            if len(self._inside) >= self._max_items:
+            if len(self._inside) >= self._max_items and self._pixels < self._max_pixels:
                 self._show_out()
             if len(self._inside) >= self._max_items or self._pixels >= self._max_pixels:
                 raise self._saturated()
@@ -148,7 +153,8 @@ class Admission:
     @contextmanager
     def place(self) -> Iterator[Place]:
         """The place that the request in hand has; one of its own for work that has none yet."""
-        if (place := _place.get(None)) and not place.left:
+        place = _place.get(None)
+        if place and (not place.left or place.shown_out):
             yield place
             return
         place = self.enter()

@@ -21,17 +21,17 @@ _PIECES = 64
 class LogLines:
     """A stream for `logging`, and a logger for structlog, whose lines need nothing of `logging` then.
 
-    What cannot be written now is written with a later line; what cannot be written at all is lost, and costs nothing
-    else. Any thread may call it, and a signal's handler in the middle of that.
+    What a pipe does not take now is written with a later line; what cannot be written at all is lost, and costs nothing
+    else. Any thread may call it, and whatever Python calls in the middle of that: finalisers, handlers of signals.
 
     Args:
         file: the descriptor to write to. Not Python's own stream: whoever ends the process would wait for it.
     """
 
     def __init__(self, file: int) -> None:
-        self._file, self._takes = file, select.poll()
-        self._takes.register(file, select.POLLOUT)
+        self._file = file
         self._lock = threading.RLock()
+        self._writing = False
         self._waiting: deque[bytes] = deque()
         self._lost = 0
 
@@ -61,22 +61,38 @@ class LogLines:
         """Wait until all lines are written, so long at most: before the process ends."""
         end = time.monotonic() + seconds
         while self._waiting and (left := end - time.monotonic()) > 0:
-            self._takes.poll(1000 * left)
+            self._takes(left)
             with self._lock:
                 self._write()
 
+    def _takes(self, seconds: float = 0) -> bool:
+        """Whether the reader takes a piece, or is gone; no `poll` object is of two threads at a time."""
+        poll = select.poll()
+        poll.register(self._file, select.POLLOUT)
+        return bool(poll.poll(1000 * seconds))
+
     def _write(self) -> None:
-        for _ in range(_PIECES):
-            if not (self._waiting and self._takes.poll(0)):
-                return
-            line = self._waiting[0]
-            try:
-                written = os.write(self._file, line[:_PIECE])
-            except BlockingIOError:
-                return
-            except OSError:
-                written = len(line)  # nobody will ever read it
-            if written < len(line):
-                self._waiting[0] = line[written:]
-            else:
-                self._waiting.popleft()
+        """As much as is taken. A line that is logged in the middle of this, by a finaliser, joins those that wait."""
+        if self._writing:
+            return
+        self._writing = True
+        try:
+            for _ in range(_PIECES):
+                if not (self._waiting and self._takes()):
+                    return
+                self._write_piece()
+        finally:
+            self._writing = False
+
+    def _write_piece(self) -> None:
+        line = self._waiting[0]
+        try:
+            written = os.write(self._file, line[:_PIECE])
+        except BlockingIOError:
+            return
+        except OSError:
+            written = len(line)  # nobody will ever read it
+        if written < len(line):
+            self._waiting[0] = line[written:]
+        else:
+            self._waiting.popleft()

@@ -167,7 +167,10 @@ class Protocol(Connection):
         """Answer and close: nothing that follows can be understood."""
         cycle: Any = self.cycle
         under_way = cycle and not cycle.response_complete
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._deaf:
+            return
+        if cycle and cycle.response_complete and cycle.more_body:
+            self.transport.close()  # the rest of a body whose request has had its answer
             return
         if self.pipeline or (under_way and not cycle.more_body):
             self._hear_no_more(problem)
@@ -205,8 +208,8 @@ class Protocol(Connection):
         newest: Any = self.cycle
         if newest.more_body:  # what is wrong is its own body; it waits behind another
             self.pipeline.popleft()
-        else:
-            newest.keep_alive = False
+        last = self.pipeline[0][0] if self.pipeline else newest
+        last.keep_alive = False
 
     def _log(self, problem: Problem, request_id: str) -> None:
         log.info(

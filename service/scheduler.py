@@ -65,7 +65,7 @@ class Scheduler:
         metrics: where stages and the queue are measured.
         admission: who is let in.
         watchdog: notices work that hangs.
-        workers: threads that read files, and as many that write them.
+        workers: threads that read images, as many that take bitstreams apart, and as many that write files.
         max_pixels: the second gate for size.
         slowest_rate: see `Device`.
         max_batch_items: that go through the device together.

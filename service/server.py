@@ -121,5 +121,7 @@ def _watch_event_loop(seconds: float) -> None:
 
 def end(code: int) -> None:
     """Now: threads that hang would keep an orderly exit from ever coming."""
-    logs.settle()
-    os._exit(code)
+    try:
+        logs.settle()
+    finally:
+        os._exit(code)

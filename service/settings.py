@@ -146,7 +146,11 @@ class Settings(BaseSettings):
         120_000, le=_DAY_MS, description="Deadline of a whole request, and the most that its `timeout_ms=` may ask for."
     )
     workers: int = Field(
-        4, ge=1, le=64, description="Threads that read image files, and as many that code symbols and write files."
+        4,
+        ge=1,
+        le=64,
+        description="Threads that read image files, as many that take bitstreams apart, and as many that code symbols "
+        "and write files.",
     )
     max_batch_items: PositiveInt = Field(
         8,

@@ -34,6 +34,8 @@ assert abs(scipy.stats.norm.ppf(0.975) - 1.96) < 1e-3
 assert scipy.stats.distributions.norm is scipy.stats.norm
 set_entropy_coder(get_entropy_coder())
 assert "ans" in available_entropy_coders()
+assert compressai.__version__.startswith("1.")
+assert "zoo" in compressai.__all__
 for package in (compressai, scipy.stats):
     try:
         package.no_such_name
@@ -41,6 +43,20 @@ for package in (compressai, scipy.stats):
         assert package.__name__ in str(error)
     else:
         raise AssertionError
+""")
+
+
+def test_threads_that_ask_at_once_all_have_it() -> None:
+    run("""
+import threading
+import model.network, scipy.stats
+found, barrier = [], threading.Barrier(6)
+def ask():
+    barrier.wait()
+    found.append(scipy.stats.norm)
+threads = [threading.Thread(target=ask) for _ in range(6)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+assert found == [scipy.stats.norm] * 6
 """)
 
 

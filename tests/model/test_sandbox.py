@@ -148,8 +148,20 @@ def test_who_gives_up_ends_the_process_at_work(sandbox):
         assert not work.done()
         reading.give_up()
         with pytest.raises(GivenUp):
-            work.result(timeout=1)
+            work.result(timeout=10)
     assert sandbox.read_image((DATA / "photo.png").read_bytes()).width == 384
+
+
+def test_who_gives_up_at_the_last_moment_leaves_no_dying_process(sandbox, monkeypatch):
+    """Found by trying: the next picture was said to have crashed its decoder."""
+    data, reading = (DATA / "photo.png").read_bytes(), Reading()
+    with monkeypatch.context() as patch:
+        picture = type(sandbox)._give_back.__globals__["_Process"]._picture
+        patch.setattr("model.sandbox._Process._picture", lambda *some: [picture(*some), reading.give_up()][0])
+        before = list(sandbox._idle)
+        assert sandbox.read_image(data, reading=reading).width == 384
+    assert len(sandbox._idle) == max(0, len(before) - 1)
+    assert sandbox.read_image(data).width == 384
 
 
 def test_who_gives_up_before_or_after_costs_no_process(sandbox):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import httpx
 import pytest
@@ -183,6 +184,32 @@ def test_a_place_that_was_left_is_none() -> None:
             place.left = True
         with admission.place(), pytest.raises(Saturated):
             admission.enter()
+
+
+@dataclass
+class Trickle:
+    """A body that is long behind."""
+
+    behind: float = 10.0
+    cut: bool = False
+
+    def end(self) -> None:
+        self.cut = True
+
+
+def test_who_is_shown_out_makes_room_for_one() -> None:
+    admission = Admission(Metrics(), max_items=2, max_pixels=100)
+    slow, slower = Trickle(), Trickle(20.0)
+    for arrival in (slow, slower):
+        admission.enter(arrival)  # type: ignore[arg-type]
+    place = admission.enter()
+    assert (slow.cut, slower.cut, len(admission)) == (False, True, 2)
+    place.claim(100)
+    with pytest.raises(Saturated):  # there would be no room for its pixels: nobody is shown out for nothing
+        admission.enter()
+    assert not slow.cut
+    place.leave()
+    assert len(admission) == 1
 
 
 def test_an_estimate_that_turns_work_away_loses_weight() -> None:

@@ -48,6 +48,24 @@ def test_lines_that_nobody_reads_are_counted(monkeypatch: pytest.MonkeyPatch) ->
     assert told == [{"event": "log lines lost", "lines": 1000 - len(numbers)}]
 
 
+def test_a_line_that_is_logged_while_one_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finaliser may run anywhere: it deadlocked, or the lines' order broke."""
+    end, begin = os.pipe()
+    lines, write = LogLines(begin), os.write
+
+    def interrupted(file: int, data: bytes) -> int:
+        if b"outer" in data:
+            lines.msg("inner")
+        return write(file, data)
+
+    monkeypatch.setattr("service.log_lines.os.write", interrupted)
+    for _ in range(3):
+        lines.msg("outer")
+    assert os.read(end, 4096) == b"outer\ninner\n" * 3
+    os.close(begin)
+    os.close(end)
+
+
 def test_a_reader_that_is_gone_costs_nothing() -> None:
     end, begin = os.pipe()
     lines = LogLines(begin)

@@ -121,6 +121,14 @@ def test_what_comes_before_nonsense_is_answered(port: int, first: bytes, behind:
     assert talk(port, head + chunked).count(b"HTTP/1.1 200") == 1
 
 
+def test_an_early_answer_is_the_only_one(port: int) -> None:
+    """A proxy would take a second one for that to the next request."""
+    head = b"POST /early HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+    answer = talk(port, head, b"no number\r\n", pause=0.3)
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"no need of your body" in answer
+
+
 def test_http_1_0_is_not_told_to_go_on(port: int) -> None:
     head = b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
     assert talk(port, head, b"abc", pause=0.2).startswith(b"HTTP/1.1 200")
