@@ -100,6 +100,12 @@ _FULL = ("can't allocate memory", "CUDA error: out of memory", "_ALLOC_FAILED")
 """How torch's CPU allocator, CUDA and its libraries say it, where torch has no class for it."""
 
 
+def tells_of_memory(error: Exception) -> bool:
+    """Whether it says that there was not enough."""
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
 @contextmanager
 def memory_errors(device: torch.device) -> Iterator[None]:
     """Turn a failed allocation, or a device that has failed for good, into a named error.
@@ -111,10 +117,8 @@ def memory_errors(device: torch.device) -> Iterator[None]:
     message = f"{device} has not enough memory left for this: smaller images need less, and so do smaller batches"
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(message) from error
-    except RuntimeError as error:
-        if any(words in str(error) for words in _FULL):
+    except (RuntimeError, MemoryError) as error:
+        if tells_of_memory(error):
             raise OutOfMemory(message) from error
         if not _answers(device):
             raise DeviceLost(f"{device} does nothing any more: {error}") from error

@@ -18,6 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from model.devices import tells_of_memory
+
 Activation = Literal["none", "leaky_relu", "relu", "gelu"]
 
 VECTOR = 4
@@ -41,9 +43,10 @@ def _works(device: torch.device) -> bool:
         with torch.cuda.device(device):
             x = torch.ones(1, 1, 1, VECTOR, device=device)
             return finish(x, x[0, 0, 0]).sum().item() == 2 * VECTOR
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever is missing there, torch's own kernels do
+    except Exception as error:
+        if tells_of_memory(error):
+            raise  # it is asked again
+        # whatever is missing there, torch's own kernels do
         warnings.warn(f"slower on {device}: the kernels cannot be compiled ({error})", RuntimeWarning, stacklevel=2)
         return False
 

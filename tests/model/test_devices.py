@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
-from model import Codec, programs
+from model import Codec, kernels, programs
 from model import codec as codec_module
 from model.checkpoint import load
 from model.devices import lock_of
@@ -53,3 +53,17 @@ def test_a_closed_codec_leaves_nothing_to_torch(tiny_file, monkeypatch):
     monkeypatch.setattr(torch._C, "_host_emptyCache", given_back.host, raising=False)
     codec.close()
     assert given_back.mock_calls == [mock.call.device(), mock.call.host()]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("CUDA error: out of memory")])
+def test_kernels_that_found_no_memory_are_tried_again(monkeypatch, error):
+    device = torch.device("cuda", 7)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "ones", mock.Mock(side_effect=error))
+        with pytest.raises(type(error)):
+            kernels._works(device)
+    monkeypatch.setattr(torch, "ones", mock.Mock(side_effect=RuntimeError("no compiler")))
+    with pytest.warns(RuntimeWarning, match="no compiler"):
+        assert not kernels._works(device)
+    kernels._works.cache_clear()
