@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from model import Zoo
+from model import Codec, Zoo
 
 DATA = Path(__file__).parent.parent / "data"
 MODEL = "tcm-xs-mse-0.013"
@@ -167,8 +167,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def tight(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Iterator[Server]:
+def tight(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, tiny_codec: Codec) -> Iterator[Server]:
     """Small limits, no store, room for two of the embedded models, a tiny model, and one whose file is damaged."""
+    tiny_codec.warm_up(128, 128)  # what is compiled for the first time takes longer than a request may here
     folder = tmp_path_factory.mktemp("tight")
     models = folder / "models"
     models.mkdir()
