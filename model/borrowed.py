@@ -2,7 +2,7 @@
 
 `import compressai` loads its data sets of point clouds and its zoo as well, and with them pandas, torch_geometric and
 torch's compiler; its entropy models load all of SciPy's statistics for a function that nobody here calls. That took
-half of the time in which `tcm encode` started, and a fifth of the memory of a server at rest (bench/start.py). Whoever
+nearly half of the time of a `tcm encode`, and a fifth of the memory of a server at rest (bench/start.py). Whoever
 asks either package for more gets it.
 """
 

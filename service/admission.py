@@ -77,6 +77,11 @@ class Place:
         self.left = False
 
     @property
+    def behind(self) -> float:
+        """Seconds that its body is behind what keeps a place; not positive where it is not."""
+        return self.arrival.behind if self.arrival else 0.0
+
+    @property
     def shown_out(self) -> bool:
         """Its body came too slowly; the request is about to end, and takes no other."""
         return self.arrival is not None and self.arrival.cut
@@ -191,12 +196,11 @@ class Admission:
 
     def _show_out(self) -> None:
         """Whose body is furthest behind, if any is."""
-        arriving = [(place.arrival, place) for place in self._inside if place.arrival]
-        arrival, place = max(arriving, key=lambda one: one[0].behind, default=(None, None))
-        if arrival and place and arrival.behind > 0:
-            self._inside.discard(place)
-            place.left = True  # it has no pixels yet
-            arrival.end()
+        slowest = max(self._inside, key=lambda place: place.behind)
+        if slowest.arrival and slowest.behind > 0:
+            self._inside.discard(slowest)
+            slowest.left = True  # it has no pixels yet
+            slowest.arrival.end()
 
     def _saturated(self) -> Saturated:
         unknown = sum(place.pixels is None for place in self._inside)

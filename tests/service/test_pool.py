@@ -60,6 +60,7 @@ def test_a_model_that_does_not_load(tight: Server, photo_file: bytes) -> None:
     assert name in str(problem["detail"])
     assert tight.metric("tcm_model_load_failures_total", model=name) == 1
     (reason,) = [e for e in tight.lines("model-unavailable") if e["request_id"] == problem["request_id"]]
+    assert reason["level"] == "error"
     assert "fingerprint" in str(reason["exception"])
     assert encode(tight, "tcm-tiny-mse-0.01", photo_file) == 200
 
