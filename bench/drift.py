@@ -1,6 +1,6 @@
 """How far σ drifts between ways of computing it, how much of that the guard forgives, and what it costs.
 
-python bench/drift.py PHOTOGRAPHS --count 8 [--write] [--alone]
+python -m bench.drift PHOTOGRAPHS --count 8 [--write] [--alone]
 
 Every embedded model computes the σ of the same symbols with several thread counts, batch sizes, memory layouts and
 attention kernels, in float32 and float64, in processes held to smaller instruction sets, and on a GPU where there is
@@ -25,9 +25,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from bench.ways import Drift, Run, Symbols, all_devices, guard_share, run, runs, symbols_of
 from model import Codec, Zoo, guard_choice
 from model.benchmark.machine import describe
-from model.evaluation.drift import Drift, Run, Symbols, all_devices, guard_share, run, runs, symbols_of
 from model.folded import fold
 from model.zoo import ZooEntry
 
@@ -52,7 +52,8 @@ CPUS = {
 SLOWEST = "SSE4 at most"
 RARELY = 4
 """One photograph in so many sees batches of eight and the slowest process, which take as long as all other ways."""
-PAGE = Path(__file__).parents[1] / "docs" / "drift.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "drift.md"
 BEGIN, END = "<!-- measured: bench/drift.py -->", "<!-- end of measured -->"
 
 
@@ -65,7 +66,7 @@ class Older:
     def __init__(self, environment: dict[str, str], folder: str) -> None:
         self._folder = Path(folder)
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--work"], env=os.environ | environment, text=True,
+            [sys.executable, "-m", "bench.drift", "--work"], cwd=ROOT, env=os.environ | environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.noise import disturbed, shared_modules
+from bench.ways import Drift, runs, symbols_of
 from model import Codec, Zoo, fused
 from model.container import read_container
-from model.evaluation.drift import Drift, runs, symbols_of
-from model.evaluation.noise import disturbed, shared_modules
 from model.pixels import from_pil
 from model.tiles import Tiling
 from tests.conftest import psnr

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.ways import guard_share
 from model import Codec, Zoo, guard, guard_choice, steps
 from model.entropy import Coder, SymbolMismatch
-from model.evaluation.drift import guard_share
 from model.guard import MEANS, SMALLEST_GROUP
 from model.pixels import from_pil
 from model.steps import ALPHABETS, PLACES, WAYS

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.noise import shared_modules, watched_terms
 from model import fused, guard, guard_choice
 from model.codec import Codec
 from model.devices import use_exact_arithmetic
-from model.evaluation.noise import shared_modules, watched_terms
 from model.folded import fold
 from model.latent_coder import Analysis
 from model.latents import SharedPath, code_slices
@@ -62,7 +62,7 @@ class Run:
     Attributes:
         scales: σ, with all that has drifted before.
         outputs: of each shared module, given what the modules before it gave in the first way: drift of its own.
-        terms: what each output's error is relative to (model/evaluation/noise.py); of the first way only.
+        terms: what each output's error is relative to (bench/noise.py); of the first way only.
     """
 
     scales: Tensor
