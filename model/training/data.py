@@ -6,6 +6,7 @@ So the order survives a kill: sample i of a run is the same whether or not the r
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,12 +27,20 @@ _MAX_PIXELS = 1 << 28  # of a photograph: the folder is the user's own
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every image file below a folder, sorted by name.
+    """Every image file below a folder, sorted by name; folders that links lead to are entered, once.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    paths, entered = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in entered:  # a link in it leads back up, or two lead here
+            folders.clear()
+            continue
+        entered.add(real)
+        folders.sort()
+        paths += [Path(place, name) for name in names if Path(name).suffix.lower() in _SUFFIXES]
+    paths.sort()
     if not paths:
         raise FileNotFoundError(f"{folder}: no images ({', '.join(sorted(_SUFFIXES))})")
     return paths

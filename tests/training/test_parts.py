@@ -73,6 +73,17 @@ def test_a_sample_follows_from_seed_and_number_alone(photographs):
     assert not torch.equal(first[20], other[20])
 
 
+def test_linked_folders_are_searched_once(tmp_path):
+    inside, outside = tmp_path / "set", tmp_path / "elsewhere"
+    (inside / "own").mkdir(parents=True)
+    outside.mkdir()
+    for path in (inside / "own" / "a.png", outside / "b.jpg"):
+        Image.new("RGB", (8, 8)).save(path)
+    (inside / "linked").symlink_to(outside)
+    (inside / "own" / "up").symlink_to(inside)
+    assert find_images(inside) == [inside / "linked" / "b.jpg", inside / "own" / "a.png"]
+
+
 def test_processes_share_the_samples_out(photographs):
     parts = [iter(Indexes(5, 2, rank, 2)) for rank in (0, 1)]
     assert [[next(part) for _ in range(4)] for part in parts] == [[20, 21, 24, 25], [22, 23, 26, 27]]
