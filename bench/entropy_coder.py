@@ -24,6 +24,7 @@ from model.benchmark.machine import describe
 from model.entropy import Coder, stream_count
 from model.pixels import from_pil
 from model.tables import gaussian_tables, scale_table
+from model.threads import each
 
 PHOTO = Path(__file__).parents[1] / "tests" / "data" / "photo.png"
 
@@ -51,8 +52,9 @@ def main(count: int = 491_520) -> None:
     payload = coder.encode([(symbols, indexes)], streams)
 
     def decode() -> None:
-        decoder = coder.decoder(payload, streams)
-        assert (decoder.read(indexes) == symbols).all()
+        decoder, read = coder.decoder(payload, streams), np.empty(count, np.int32)
+        assert all(each(lambda job: job(), decoder.jobs(read, indexes.__getitem__), urgent=True))
+        assert (read == symbols).all()
         decoder.finish()
 
     theirs = GaussianConditional(table.tolist())

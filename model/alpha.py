@@ -39,6 +39,8 @@ def decode_alpha(data: bytes, width: int, height: int) -> Pixels:
     _check(data, width, height)
     try:
         return np.asarray(PngImageFile(io.BytesIO(data))).copy()  # Image.open has a limit of pixels of its own
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged data
         raise CorruptBitstream(f"its alpha channel cannot be read: {reason(error)}") from None
 

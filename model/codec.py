@@ -157,6 +157,8 @@ class Codec:
 
         Raises:
             UnsupportedImage: an image of a kind that cannot be coded.
+            CorruptImage: it has no pixels, or they are in a file that is damaged or truncated.
+            TooManyPixels: a side is longer than a file can say.
             OutOfMemory: the device has no memory left.
         """
         return self.encode_picture(from_pil(image, keep_metadata=keep_metadata))
@@ -173,21 +175,21 @@ class Codec:
         """
         return to_pil(self.decode_container(read_container(data, max_pixels)))
 
-    def encode_picture(self, picture: Picture, *, stages: Stages | None = None) -> bytes:
-        """As `encode`, with the time of each stage added to `stages`.
+    def encode_picture(self, picture: Picture) -> bytes:
+        """As `encode`, of what `model.pixels` has read.
 
         Raises:
             OutOfMemory: the device has no memory left.
         """
-        return self.pack(picture, self.analyse([picture], stages=stages)[0], stages=stages)
+        return self.pack(picture, self.analyse([picture])[0])
 
-    def decode_container(self, container: Container, *, stages: Stages | None = None) -> Picture:
+    def decode_container(self, container: Container) -> Picture:
         """As `decode`, from a parsed file.
 
         Raises:
             CorruptBitstream, IncompatibleModel, OutOfMemory: as `decode` does.
         """
-        padded = self.synthesise([container], stages=stages)[0]
+        padded = self.synthesise([container])[0]
         if isinstance(padded, ModelError):
             raise padded
         return self.unpack(container, padded)

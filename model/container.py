@@ -171,8 +171,10 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
 
     Raises:
         TooManyPixels: more than `max_pixels`, or a strip so thin that the networks would see more than that: a side
-            counts as 128 pixels at least.
+            counts as 128 pixels at least; or a side is longer than a file can say.
     """
+    if max(width, height) > MAX_SIDE:
+        raise TooManyPixels(f"{width}x{height}: a side has at most {MAX_SIDE} pixels")
     if width * height > max_pixels:
         raise TooManyPixels(f"{width}x{height} = {width * height} pixels is over the limit of {max_pixels}")
     seen = max(width, SHORTEST_SIDE) * max(height, SHORTEST_SIDE)

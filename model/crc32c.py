@@ -9,9 +9,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from model.vectors import has
 
 BEFORE = 0xFFFFFFFF
 """The register before the first number; the CRC is the register's complement."""
@@ -45,7 +46,7 @@ def by_table(register, number):  # type: ignore[no-untyped-def]  # numba infers
 
 @intrinsic
 def by_instruction(_typing: Any, _register: Any, _number: Any) -> Any:
-    """By an instruction that x86 processors have had since 2011."""
+    """By an instruction that x86 processors have had since 2011, and LLVM calls so on no other kind."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         word = ir.IntType(32)
@@ -58,11 +59,5 @@ def by_instruction(_typing: Any, _register: Any, _number: Any) -> Any:
     return types.uint32(types.uint32, types.uint32), generate
 
 
-def has_instruction() -> bool:
-    """Of the processor that numba compiles for, which need not be this one."""
-    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return str(triple).startswith("x86_64") and "+crc32" in str(features).split(",")
-
-
-update: Any = by_instruction if has_instruction() else by_table
+update: Any = by_instruction if has("crc32") else by_table
 """The register after one number more."""

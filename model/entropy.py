@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
 
 import google_crc32c
 import numpy as np
@@ -25,12 +24,8 @@ from model.threads import each
 
 SYMBOLS_PER_STREAM = 1 << 17
 MAX_STREAMS = 64
-_WORTH_A_THREAD = 1 << 13  # symbols
 _STATE_WORDS = 3
 _LENGTH_BYTES = 4
-
-_S = TypeVar("_S")
-_T = TypeVar("_T")
 
 
 class SymbolMismatch(Exception):
@@ -110,14 +105,13 @@ class Decoder:
             self._registers.append(np.array([state, 0, crc32c.BEFORE], np.uint64))
 
     def read(self, indexes: NDArray[np.int16]) -> NDArray[np.int32]:
-        """The next `len(indexes)` symbols.
+        """The next `len(indexes)` symbols: few, or many that nobody waits for (see `jobs`).
 
         Raises:
             SymbolMismatch: the streams end before that.
         """
         symbols = np.empty(len(indexes), np.int32)
-        jobs = self.jobs(symbols, indexes.__getitem__)
-        if not all(each(_call, jobs, urgent=True) if len(symbols) >= _WORTH_A_THREAD else map(_call, jobs)):
+        if not all(job() for job in self.jobs(symbols, indexes.__getitem__)):
             raise SymbolMismatch("a stream ended before its symbols did")
         return symbols
 
@@ -166,7 +160,3 @@ def _split(payload: bytes, count: int) -> list[memoryview]:
         streams.append(view[place : place + length])
         place += length
     return [*streams, view[place:]]
-
-
-def _call(job: Callable[[], _T]) -> _T:
-    return job()

@@ -160,15 +160,14 @@ def _first_free(elements, steps, blocked, ways):  # type: ignore[no-untyped-def]
     return True
 
 
-def choose(scales: NDArray[np.float32], drift: float | None = None) -> NDArray[np.int32]:
+def choose(scales: NDArray[np.float32], drift: float) -> NDArray[np.int32]:
     """The writer's choice for the σ of one slice, flattened: the way of each group, as few groups as find one.
 
-    `drift` is the slice's D (`drifts`); by default that of a slice that follows one like it.
+    `drift` is the slice's D (`drifts`).
 
     Where no way is free, which happens to no photograph, it is way 0, and the checksum of the symbols is all that
     protects the picture.
     """
-    drift = drift_after(scales) if drift is None else drift
     scales = np.ascontiguousarray(scales)
     elements, steps, blocked, places = _in_the_way(scales, scales.view(np.uint32), drift)
     expected = places / PLACES

@@ -145,13 +145,26 @@ def _no_photograph(tags: Any) -> str | None:
     return _PREVIEW if isinstance(preview, int) and preview & 1 else None
 
 
+def _lost(image: TiffImagePlugin.TiffImageFile) -> str | None:
+    """Why Pillow would lose the alpha of a TIFF in planes: it takes the fourth and last of them for it, or none."""
+    tags: Any = image.tag_v2
+    if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2 and (
+        image.mode in ("LA", "La", "PA")
+        or (image.mode in ("RGBA", "RGBa") and tags.get(TiffImagePlugin.SAMPLESPERPIXEL) != 4)
+    ):
+        return (
+            "a TIFF whose alpha is a plane of its own, the second or one of five: that is not read here, save it as PNG"
+        )
+    return None
+
+
 def check_kind(image: Image.Image) -> None:
     """Of images that Pillow opens, those that would come out as another picture.
 
     Raises:
         UnsupportedImage: it is one of them.
     """
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and (why := _no_photograph(image.tag_v2)):
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and (why := _no_photograph(image.tag_v2) or _lost(image)):
         raise UnsupportedImage(why)
     if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.fp is None:
         return  # no file, or loaded by others: what is left does not say it
@@ -169,4 +182,4 @@ def undecodable(image: Image.Image, error: Exception) -> ModelError:
     compression = image.info.get("compression")
     if image.format == "TIFF" and compression in _SELDOM:
         return UnsupportedImage(f"a TIFF of compression {compression!r}, which is not read here: save it with LZW")
-    return CorruptImage(f"damaged or truncated {image.format}: {reason(error)}")
+    return CorruptImage(f"damaged or truncated {image.format or 'image'}: {reason(error)}")

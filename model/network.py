@@ -60,16 +60,15 @@ class TCM(nn.Module):
     """Mixed Transformer-CNN image compression network.
 
     Args:
-        N: width of one half of a mixed block, for the published networks; or give `config`.
         config: every width.
 
     Attributes:
         rounding: the weight of `choose_symbols`, for estimates and training; None rounds to the nearest.
     """
 
-    def __init__(self, N: int = 64, *, config: TCMConfig | None = None) -> None:
+    def __init__(self, config: TCMConfig) -> None:
         super().__init__()
-        c = self.config = config or TCMConfig(N=N)
+        c = self.config = config
         self.rounding: float | None = None
         n2, depth = 2 * c.N, c.depth
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model import kinds, metadata, profiles, quirks
-from model.container import DEFAULT_MAX_PIXELS, check_pixels
+from model.container import DEFAULT_MAX_PIXELS, MAX_SIDE, check_pixels
 from model.errors import CorruptImage, ModelError, UnsupportedImage, reason
 
 Pixels = NDArray[np.uint8]
@@ -25,7 +25,7 @@ Pixels = NDArray[np.uint8]
 def no_limit_of_pillow() -> None:
     """For programs of ours, whose readers check the size in the header themselves: pictures of any size may be opened.
 
-    It is the whole process's, so that importing this package must not do it.
+    It is the whole process's and takes a protection away, so that importing this package must not do it.
     """
     Image.MAX_IMAGE_PIXELS = None
 
@@ -83,7 +83,24 @@ def read_image(
     """
     if canvas := _webp_canvas(data):
         check_pixels(*canvas, max_pixels)  # its decoder takes the memory of the canvas when it is opened
-    image = kinds.opened(data)
+    return _read(kinds.opened(data), max_pixels, keep_metadata=keep_metadata, announce=announce)
+
+
+def from_pil(image: Image.Image, *, keep_metadata: bool = True) -> Picture:
+    """The picture in a PIL image of any mode.
+
+    Raises:
+        UnsupportedImage: samples are floating-point numbers, whose range nothing states, or Pillow has opened what is
+            another picture to others: HDR, the preview in a raw photograph.
+        CorruptImage: it has no pixels, or they are in a file that is damaged or truncated.
+        TooManyPixels: a side is longer than a .tcm file can say.
+    """
+    return _read(image, MAX_SIDE**2, keep_metadata=keep_metadata)
+
+
+def _read(
+    image: Image.Image, max_pixels: int, *, keep_metadata: bool, announce: Callable[[int], None] | None = None
+) -> Picture:
     _check_size(image, max_pixels)
     kinds.check_kind(image)
     if announce:
@@ -117,18 +134,6 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise CorruptImage("it has no pixels")
     check_pixels(width, height, max_pixels)
-
-
-def from_pil(image: Image.Image, *, keep_metadata: bool = True) -> Picture:
-    """The picture in a PIL image of any mode.
-
-    Raises:
-        UnsupportedImage: samples are floating-point numbers, whose range nothing states, or Pillow has opened what is
-            another picture to others: HDR, the preview in a raw photograph.
-    """
-    kinds.check_kind(image)
-    picture = _picture(quirks.loaded(image))
-    return picture if keep_metadata else without_metadata(picture)
 
 
 def _picture(image: Image.Image) -> Picture:
@@ -180,7 +185,7 @@ def _to_eight_bits(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, 
     mode = image.mode
     key = image.info.get("transparency")
     transparent = key is not None
-    if isinstance(key, tuple) and max(key) > 255:  # of 16 bits, while Pillow gives the high bytes of the samples
+    if isinstance(key, tuple) and max(key) > 255:  # of 16 bits, where others have loaded the high bytes of the samples
         image.info["transparency"] = tuple(value >> 8 for value in key)
     if mode == "F":
         raise UnsupportedImage("floating-point samples have no stated range: convert the image to 8 or 16 bits first")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import IO
+
 from PIL import Image, ImageFile
 
 from model import avif, colours
@@ -9,6 +11,7 @@ from model import avif, colours
 _SCALES = {"L;2": (0x3, 85), "L;4": (0xF, 17)}
 """Greys of PNG that Pillow brings to eight bits, but not the key among them: its bits, and the factor."""
 _MONOCHROME = 0x10
+_BEFORE_FRAMES = 16  # chunks that are looked through for the first frame of a WebP
 _GREY = ("1", "L", "LA", "I;16")
 _APERTURE = "clean_aperture"
 """In `info`: what of an AVIF is to be shown, for who comes with the same image again."""
@@ -21,6 +24,8 @@ def loaded(image: Image.Image) -> Image.Image:
         UnsupportedImage: its light is that of HDR.
         Exception: anything that decoders raise on damaged data.
     """
+    if isinstance(image, ImageFile.ImageFile) and image.format == "WEBP" and image.mode == "RGB" and not image.tile:
+        return _loaded_webp(image)
     if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         image.load()
         return _within_aperture(image)
@@ -62,6 +67,8 @@ def _scale_key(image: Image.Image, rawmode: object) -> None:
     if isinstance(key, int) and isinstance(rawmode, str) and rawmode in _SCALES:
         bits, factor = _SCALES[rawmode]
         image.info["transparency"] = (key & bits) * factor
+    if isinstance(key, tuple):  # as Pillow brings the samples to eight bits; of eight, the lower byte counts
+        image.info["transparency"] = tuple((value >> 8 if rawmode == "RGB;16B" else value) & 0xFF for value in key)
 
 
 def _to_bytes(image: Image.Image) -> None:
@@ -96,12 +103,32 @@ def _within_aperture(image: Image.Image) -> Image.Image:
     return image.crop(box) if box else image
 
 
+def _loaded_webp(image: ImageFile.ImageFile) -> Image.Image:
+    frame = _first_frame(image.fp) if image.fp and image.tell() == 0 else None
+    image.load()
+    return _beyond_frame(image, frame)
+
+
+def _first_frame(file: IO[bytes]) -> tuple[int, int, int, int] | None:
+    """Where on its canvas the first frame of an animated WebP lies."""
+    place = 12
+    for _ in range(_BEFORE_FRAMES):
+        file.seek(place)
+        head = file.read(20)
+        if head.startswith(b"ANMF") and len(head) == 20:
+            x, y, width, height = (int.from_bytes(head[at : at + 3], "little") for at in range(8, 20, 3))
+            return 2 * x, 2 * y, 2 * x + width + 1, 2 * y + height + 1
+        size = int.from_bytes(head[4:8], "little")
+        place += 8 + size + size % 2
+    return None
+
+
 def _beyond_frame(image: Image.Image, frame: tuple[int, int, int, int] | None) -> Image.Image:
     """A canvas that its first frame does not fill is transparent there, as browsers show it."""
     if frame is None or (frame[0] <= 0 and frame[1] <= 0 and frame[2] >= image.width and frame[3] >= image.height):
         return image
     shown = Image.new("L", image.size)
     shown.paste(255, frame)
-    image = image.convert("RGB" if image.mode == "P" else "L")
+    image = image.convert("L" if image.mode == "L" else "RGB")
     image.putalpha(shown)
     return image

@@ -74,7 +74,7 @@ def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.numpy().tobytes())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # numpy has no bfloat16
     return digest.digest()[:FINGERPRINT_BYTES].hex()
 
 
@@ -134,7 +134,7 @@ def fill(state_dict: Mapping[str, Tensor]) -> TCM:
     )
     if numbers < config.least_parameters:  # before it is made: a small file must not ask for all the memory there is
         raise CheckpointMismatch(f"{numbers} numbers are not the weights of a TCM of N={config.N} and M={config.M}")
-    net = TCM(config=config)
+    net = TCM(config)
     expected = {name: tuple(p.shape) for name, p in net.named_parameters()}
     missing = sorted(expected.keys() - given.keys())
     unexpected = sorted(given.keys() - expected.keys())

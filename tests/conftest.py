@@ -54,7 +54,7 @@ def codec() -> Codec:
 def make_tiny(seed: int = 0, config: TCMConfig = TINY) -> TCM:
     """A network of tiny widths with random weights that give several bits an element."""
     torch.manual_seed(seed)
-    net = TCM(config=config).eval()
+    net = TCM(config).eval()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if name.endswith("relative_position_params"):

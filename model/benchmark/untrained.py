@@ -25,7 +25,7 @@ def untrained(size: str, device: str = "auto", precision: str = "auto") -> Codec
     if size not in SIZES:
         raise ValueError(f"{size!r} is no size: {', '.join(SIZES)}")
     torch.manual_seed(0)
-    net = TCM(config=SIZES[size]).eval()
+    net = TCM(SIZES[size]).eval()
     _make_plausible(net)
     parameters = sum(p.numel() for p in net.parameters())
     info = ModelInfo(f"untrained-{size}", 1.0, "mse", net.config, parameters, "00" * 6)

@@ -108,7 +108,7 @@ def _flat(setting: str) -> dict[str, object]:
 
 def _restored(options: Options, state: RunState) -> TCM:
     """The network of a checkpoint; what a view of it short-cuts has not learnt, and is in it as it started."""
-    net = TCM(config=options.config)
+    net = TCM(options.config)
     fill_parameters(net, state.weights)
     net.rounding = options.rounding
     return net.train()

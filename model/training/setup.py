@@ -49,7 +49,7 @@ def make_net(options: Options, photographs: list[Path]) -> TCM:
         if options.attention:
             open_gates(net)
     else:
-        net = TCM(config=options.config)
+        net = TCM(options.config)
         if options.start == "block-transform":
             block_transform(net, torch.cat(list(_sample(options, photographs))), options.lmbda)
             if options.spread:
@@ -75,7 +75,7 @@ def _check_widths(old: TCMConfig, options: Options) -> None:
 
 def _widened(old: TCM, options: Options, photographs: list[Path]) -> TCM:
     """A network of the wanted M and slices that knows what `old` knows; every other width must be the same."""
-    new = TCM(config=dataclasses.replace(old.config, M=options.config.M, slices=options.config.slices))
+    new = TCM(dataclasses.replace(old.config, M=options.config.M, slices=options.config.slices))
     crops = torch.cat(list(_sample(options, photographs)))
     block_transform(new, crops, options.lmbda)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def _widened(old: TCM, options: Options, photographs: list[Path]) -> TCM:
 @torch.no_grad()
 def _spread(old: TCM, options: Options, photographs: list[Path]) -> TCM:
     """The same network with the channels of y dealt out anew to the slices, which have to learn again."""
-    new = TCM(config=dataclasses.replace(old.config, max_support=options.config.max_support))
+    new = TCM(dataclasses.replace(old.config, max_support=options.config.max_support))
     view = make_view(old.eval(), options)
     y = torch.cat([view.g_a(part) for part in _sample(options, photographs)])
     spread_latents(old, new, y)

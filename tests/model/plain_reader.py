@@ -382,7 +382,7 @@ def read_weights(path: Path) -> Weights:
     z = [Alphabet(low[c], cdf[start[c] : start[c + 1]]) for c in range(len(low))]
     tensors = safetensors.torch.load(data)
     medians = tensors["entropy_bottleneck.quantiles"][:, 0, 1].view(1, -1, 1, 1)
-    net = TCM(config=config).eval()
+    net = TCM(config).eval()
     unknown = net.load_state_dict(tensors, strict=False).unexpected_keys
     assert all(name.startswith("tables.z.") for name in unknown)
     return Weights(digest.digest()[:6].hex(), net, medians, z)

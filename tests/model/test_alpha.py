@@ -60,6 +60,18 @@ def test_pillows_limit_of_pixels_is_not_that_of_a_file(monkeypatch):
     np.testing.assert_array_equal(decode_alpha(data, 7, 5), RAMP)
 
 
+def test_memory_that_runs_out_is_no_damage(monkeypatch):
+    """Found by review: a sound file was called corrupt."""
+
+    def no_memory(*_):
+        raise MemoryError
+
+    data = encode_alpha(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    monkeypatch.setattr("model.alpha.PngImageFile", no_memory)
+    with pytest.raises(MemoryError):
+        decode_alpha(data, 8, 8)
+
+
 @pytest.mark.parametrize("side", [300, 1000])
 def test_channels_of_several_chunks_come_back(side):
     alpha = np.random.default_rng(0).integers(0, 256, (side, side), np.uint8)

@@ -65,7 +65,7 @@ def test_its_own_coder_works_with_the_parts_alone() -> None:
 import torch
 from model.network import TCM
 from model.config import SIZES
-net = TCM(config=SIZES["xs"]).eval()
+net = TCM(SIZES["xs"]).eval()
 net.entropy_bottleneck.update()
 z = torch.zeros(1, net.config.hyper_channels, 2, 2)
 assert net.entropy_bottleneck.decompress(net.entropy_bottleneck.compress(z), (2, 2)).shape == z.shape

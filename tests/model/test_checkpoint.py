@@ -119,7 +119,7 @@ def test_a_web_page_in_place_of_a_checkpoint_is_named(tmp_path):
 
 def test_a_small_file_cannot_ask_for_all_the_memory_there_is(monkeypatch):
     """Shapes may say anything where a tensor holds no number."""
-    shapes = {name: tuple(p.shape) for name, p in TCM(config=SIZES["s"]).named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in TCM(SIZES["s"]).named_parameters()}
     given = {name: torch.empty(0 if len(shape) > 1 else shape[0]) for name, shape in shapes.items()}
     given |= {name: torch.empty(*shape[:2], 0, *shape[3:]) for name, shape in shapes.items() if len(shape) > 2}
     monkeypatch.setattr(state_dict, "TCM", None)
@@ -164,6 +164,9 @@ def test_altered_weights_are_refused(tmp_path, tiny_file):
     metadata = {"name": info.name, "lmbda": "0.01", "metric": "mse", "config": info.config.to_json(),
                 "parameters": str(info.parameters), "fingerprint": info.fingerprint}  # fmt: skip
     save_file(tensors, path, metadata)
+    with pytest.raises(CheckpointUnreadable, match="fingerprint"):
+        load(path)
+    save_file({name: value.bfloat16() for name, value in tensors.items()}, path, metadata)
     with pytest.raises(CheckpointUnreadable, match="fingerprint"):
         load(path)
     save_file(tensors, path)

@@ -160,10 +160,12 @@ def test_tiles_change_nothing_that_can_be_seen(tiny_weights, size):
 
 def test_stages_add_up(codec, photo):
     stages = Stages()
-    data = codec.encode_picture(from_pil(photo), stages=stages)
+    picture = from_pil(photo)
+    (analysis,) = codec.analyse([picture], stages=stages)
+    data = codec.pack(picture, analysis, stages=stages)
     assert list(stages) == ["g_a", "hyper", "slices", "guard", "entropy", "container"]
     stages = Stages()
-    codec.decode_container(read_container(data), stages=stages)
+    codec.synthesise([read_container(data)], stages=stages)
     assert set(stages) == {"slices", "entropy", "g_s"}
     assert all(seconds >= 0 for seconds in stages.values())
 

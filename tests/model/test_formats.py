@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.errors import UnsupportedImage
 from model.pixels import from_pil, read_image
 from tests import bombs
 
@@ -41,6 +42,18 @@ def test_planes_whose_alpha_is_associated(dtype):
     assert picture.alpha is not None
     np.testing.assert_array_equal(picture.alpha[:, 0], [0, 0, 255, 255, 255])
     np.testing.assert_array_equal(picture.rgb[2:], 255)
+
+
+@pytest.mark.parametrize("associated", [2, 1])
+def test_alpha_that_pillow_loses_is_named(associated):
+    """Found by comparing: the picture came back invisible."""
+    tags = {262: (3, [1]), 277: (3, [2]), 258: (3, [8, 8]), 284: (3, [2]), 338: (3, [associated])}
+    kinds = [{}] if associated == 1 else [{}, {262: (3, [3]), 320: (3, [0] * 768)}]
+    five = planes(np.full((2, 3, 5), 100, np.uint8), associated, 0)
+    for file in (*(bombs.honest_tiff(3, 2, tags | more, bytes(6), bytes(6)) for more in kinds), five):
+        with pytest.raises(UnsupportedImage, match="alpha is a plane of its own"):
+            read_image(file)
+    assert read_image(planes(np.full((2, 3, 5), 100, np.uint8), 0, 0)).alpha is None
 
 
 def test_tiles_of_sixteen_bits():

@@ -41,12 +41,17 @@ def some_scales(kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
     return scales.astype(np.float32)
 
 
+def chosen(scales: np.ndarray) -> np.ndarray:
+    """For a slice that follows one like it."""
+    return guard_choice.choose(scales, guard_choice.drift_after(scales))
+
+
 @settings(deadline=None, max_examples=150)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5000), st.sampled_from(["spread", "low", "near", "ends", "flat"]))
 def test_drift_changes_no_index(seed, count, kind):
     rng = np.random.default_rng(seed)
     scales = some_scales(kind, count, rng)
-    ways = guard_choice.choose(scales)
+    ways = chosen(scales)
     ours = guard.scale_indexes(scales, ways)
     np.testing.assert_array_equal(ours, guard.scale_indexes(drifted(scales, rng), ways))
     # the alphabet is one of the two whose scales lie around σ
@@ -92,14 +97,14 @@ def test_it_is_needed():
 
 
 def test_groups_are_few_where_nothing_is_in_the_way():
-    assert guard_choice.choose(np.full(20_000, 0.01, np.float32)).tolist() == [0]
-    crowded = guard_choice.choose(some_scales("spread", 20_000, np.random.default_rng(0)))
+    assert chosen(np.full(20_000, 0.01, np.float32)).tolist() == [0]
+    crowded = chosen(some_scales("spread", 20_000, np.random.default_rng(0)))
     assert 1 < len(crowded) < 100
 
 
 def test_impossible_scales_cost_nothing():
     scales = np.array([0, -1, np.nan, np.inf, -np.inf, 1e-30, 1e30, 0.01, 300], np.float32)
-    ways = guard_choice.choose(scales)
+    ways = chosen(scales)
     assert ways.tolist() == [0]
     assert guard.scale_indexes(scales, ways).tolist() == [0, 0, 0, 63, 0, 0, 63, 0, 63]
 
@@ -107,7 +112,7 @@ def test_impossible_scales_cost_nothing():
 def test_where_no_way_is_free_the_writer_says_way_0():
     low, high = np.log(scale_table()[[10, 11]])
     every_place = np.exp(low + (97 + np.arange(PLACES)) / 256 * (high - low)).astype(np.float32)
-    assert guard_choice.choose(every_place).tolist() == [0]
+    assert chosen(every_place).tolist() == [0]
 
 
 @pytest.mark.parametrize("way", [0, 1, 63, 64, 65, WAYS // 2 + 3, WAYS - 64, WAYS - 2, WAYS - 1])

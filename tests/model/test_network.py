@@ -54,7 +54,7 @@ def published() -> dict[str, dict[str, list]]:
 
 @pytest.mark.parametrize("n", [64, 96, 128])
 def test_names_and_shapes_are_the_published_ones(published, n):
-    ours = {name: list(value.shape) for name, value in TCM(N=n).state_dict().items()}
+    ours = {name: list(value.shape) for name, value in TCM(TCMConfig(N=n)).state_dict().items()}
     assert ours == {name: shape for name, (shape, _) in published[str(n)].items()}
 
 
@@ -91,7 +91,7 @@ def test_a_state_dict_of_something_else_is_refused():
 
 def test_numbers_equal_the_authors_network():
     reference = np.load(DATA / "tcm_n64_256x384.npz")
-    net = TCM(N=64).eval()
+    net = TCM(TCMConfig(N=64)).eval()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             value = seeded(name, tuple(parameter.shape), int(reference["seed"]))

@@ -131,6 +131,25 @@ def test_a_colour_of_sixteen_bits_that_means_transparent():
     assert picture.alpha.tolist() == [[0, 255, 255]]
 
 
+@pytest.mark.parametrize(
+    ("depth", "key", "pixels", "alpha"),
+    [
+        (16, (5, 5, 5), (0x0005, 0x0505, 0x05FF, 0xFFFF), [0, 255, 255, 255]),
+        (8, (0x0101, 0x0101, 0x0101), (1, 2, 0x11), [0, 255, 255]),
+    ],
+)
+def test_a_key_is_of_as_many_bits_as_the_samples(depth, key, pixels, alpha):
+    """Found by comparing: its size said of how many, and other pixels were the transparent ones.
+
+    Of 16 bits Pillow has the high bytes alone, so that the keyed colour's neighbours go with it.
+    """
+    samples = np.repeat(np.array(pixels).astype(f">u{depth // 8}"), 3).tobytes()
+    chunks = (b"tRNS", struct.pack(">HHH", *key)), bombs.idat(b"\0" + samples)
+    picture = read_image(bombs.png(len(pixels), 1, *chunks, depth=depth, colour=2))
+    assert picture.alpha is not None
+    assert picture.alpha.tolist() == [alpha]
+
+
 def test_the_limit_of_pillow_is_its_users():
     """Whoever imports this package reads strangers' files elsewhere, too; programs of ours lift it for themselves."""
     told = "from PIL import Image; import model.codec, model.output; print(Image.MAX_IMAGE_PIXELS)"
@@ -276,6 +295,47 @@ def test_animation_gives_its_first_frame():
         options = {"lossless": True} if file_format == "WEBP" else {}
         data = file_of(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
         np.testing.assert_array_equal(read_image(data).rgb[0, 0], [255, 0, 0])
+
+
+def test_an_animation_is_transparent_where_its_first_frame_is_not():
+    """Found by comparing with a browser: without the flag of alpha it was black there."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return kind + struct.pack("<I", len(body)) + body
+
+    def number(value: int) -> bytes:
+        return value.to_bytes(3, "little")
+
+    still = file_of(Image.new("RGB", (10, 8), (200, 0, 0)), "WEBP", lossless=True)[12:]
+    place = b"".join(map(number, (4 // 2, 6 // 2, 10 - 1, 8 - 1, 100))) + b"\0"
+    for flags in (0x02, 0x12):
+        canvas = bytes([flags, 0, 0, 0]) + number(32 - 1) + number(24 - 1)
+        frame = chunk(b"ANMF", place + still)
+        body = b"WEBP" + chunk(b"VP8X", canvas) + chunk(b"ANIM", bytes(6)) + frame + frame
+        for picture in (read_image(chunk(b"RIFF", body)), from_pil(Image.open(io.BytesIO(chunk(b"RIFF", body))))):
+            expected = np.zeros((24, 32), np.uint8)
+            expected[6:14, 4:14] = 255
+            np.testing.assert_array_equal(picture.alpha, expected)
+            np.testing.assert_array_equal(picture.rgb[6:14, 4:14], np.broadcast_to([200, 0, 0], (8, 10, 3)))
+
+
+@pytest.mark.parametrize(
+    ("size", "limit"), [((0, 0), CorruptImage), ((0, 5), CorruptImage), ((2**20 + 1, 1), TooManyPixels)]
+)
+def test_what_cannot_be_a_picture_is_named_from_python_too(size, limit):
+    with pytest.raises(limit):
+        from_pil(Image.new("RGB", size))
+
+
+def test_half_a_file_is_named_from_python_too():
+    for name in ("photo.png", "sea.jpg"):
+        data = (DATA / name).read_bytes()
+        with pytest.raises(CorruptImage, match="truncated"):
+            from_pil(Image.open(io.BytesIO(data[: len(data) // 2])))
+    image = Image.new("RGB", (4, 4))
+    image.info["transparency"] = b"of a palette"
+    with pytest.raises(CorruptImage, match="colours cannot be read"):
+        from_pil(image)
 
 
 # ---- hostile

@@ -38,7 +38,7 @@ def crops_of(photographs, count=8):
 @pytest.fixture
 def started(photographs):
     torch.manual_seed(0)
-    net = TCM(config=SMALL).eval()
+    net = TCM(SMALL).eval()
     block_transform(net, crops_of(photographs), 0.05)
     return net
 
@@ -136,7 +136,7 @@ def test_a_short_cut_is_the_same_network(started, photographs, stages):
 
 def test_no_short_cut_through_stages_that_have_learnt():
     with pytest.raises(ValueError, match="not the linear block transform"):
-        shorten(TCM(config=SMALL).eval(), 2)
+        shorten(TCM(SMALL).eval(), 2)
 
 
 def test_the_shortest_way_leaves_out_what_is_still_linear(started):
@@ -168,7 +168,7 @@ def test_rescaled_latents_give_the_same_picture(started, photographs):
 
 def test_a_wider_network_knows_what_the_narrow_one_knew(started, photographs):
     x = crops_of(photographs)
-    wide = TCM(config=dataclasses.replace(SMALL, M=64, slices=4)).eval()
+    wide = TCM(dataclasses.replace(SMALL, M=64, slices=4)).eval()
     block_transform(wide, x, 0.05)
     with torch.no_grad():
         for p in started.parameters():
@@ -193,7 +193,7 @@ def test_channels_are_dealt_out_few_strong_ones_first():
 
 def test_a_network_dealt_out_anew_gives_the_same_picture(started, photographs):
     x = crops_of(photographs)
-    new = TCM(config=SMALL).eval()
+    new = TCM(SMALL).eval()
     with torch.no_grad():
         spread_latents(started, new, started.g_a(x))
         torch.testing.assert_close(new.g_s(new.g_a(x)), started.g_s(started.g_a(x)), atol=1e-5, rtol=1e-4)
@@ -202,7 +202,7 @@ def test_a_network_dealt_out_anew_gives_the_same_picture(started, photographs):
 
 
 def test_quantiles_settle_where_their_loss_is_zero():
-    net = TCM(config=SMALL)
+    net = TCM(SMALL)
     settle_quantiles(net.entropy_bottleneck)
     assert net.aux_loss().item() < 0.01
 
@@ -325,7 +325,7 @@ def test_the_log_is_json_whatever_the_figures(tmp_path):
     ("value", "message"), [(float("nan"), "g_a.0.* is not finite"), (1e5, "float16: leave out --half")]
 )
 def test_weights_that_nothing_can_run_are_not_written(tmp_path, value, message):
-    net = TCM(config=SMALL)
+    net = TCM(SMALL)
     with torch.no_grad():
         next(net.g_a.parameters())[0] = value
     with pytest.raises(ValueError, match=message):
