@@ -1,32 +1,49 @@
 // A photograph -> POST /v1/encode -> POST /v1/decode -> both pictures side by side, and what it cost.
+// A .tcm file is decoded alone.
 
 const $ = (id) => document.getElementById(id);
 const STRIP = 256; // rows compared at a time: a canvas of a whole photograph is more than phones allow
+const BITSTREAM = "application/vnd.tcm";
+const OF_KEYS = ["key-required", "invalid-key", "insufficient-scope"];
 
 let file = null;
 let running = new AbortController();
 let urls = [];
+let listed = null; // the models, asked for once, however many wait for them
+
+function models() {
+  listed ??= listModels().catch((error) => { listed = null; throw error; });
+  return listed;
+}
 
 async function listModels() {
-  const { models } = await (await ask("/v1/models")).json();
-  for (const model of models) {
+  for (const model of JSON.parse(await (await ask("/v1/models")).text()).models) {
     const quality = model.quality ? `, quality ${model.quality}` : "";
     const option = new Option(`${model.name} (λ = ${model.lambda}${quality})`, model.name, model.default, model.default);
     $("model").add(option);
   }
 }
 
+// The body of the answer as a blob; whatever else comes of it is an error that says what to do.
 async function ask(path, options = {}) {
   const key = $("key").value.trim();
   const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
-  const response = await fetch(path, { ...options, headers });
-  if (response.ok) return response;
-  if (response.status === 401 || response.status === 403) $("locked").hidden = false;
-  const problem = await response.json().catch(() => ({ title: response.statusText, detail: "" }));
+  let response, body;
+  try {
+    response = await fetch(path, { ...options, headers });
+    body = await response.blob();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server cannot be reached, or broke off. Choose the picture again to try once more.");
+  }
+  if (response.ok) return body;
+  const problem = await body.text().then(JSON.parse)
+    .catch(() => ({ title: `The server answered ${response.status}`, detail: "try again later" }));
+  if (OF_KEYS.includes(problem.code)) $("locked").hidden = false;
   throw new Error(`${problem.title}: ${problem.detail}`);
 }
 
-async function compress() {
+async function work() {
   if (!file) return;
   running.abort();
   const { signal } = (running = new AbortController());
@@ -35,48 +52,56 @@ async function compress() {
   $("error").hidden = $("result").hidden = true;
   $("chosen").textContent = `${file.name}, ${bytes(file.size)}`;
   try {
-    if (!$("model").options.length) await listModels(); // the server was away when the page was opened
-    say("Encoding…");
     const start = performance.now();
-    const encoded = await ask(`/v1/encode?model=${encodeURIComponent($("model").value)}`, {
-      method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" }, signal,
+    const given = isBitstream(file);
+    say(given ? "Reading…" : "Encoding…");
+    await file.slice(0, 1).arrayBuffer().catch(() => {
+      throw new Error(`${file.name} cannot be read: it is a folder, or has changed since. Choose it again.`);
     });
-    const bitstream = await encoded.blob();
+    const bitstream = given ? file : await encode(signal);
     const middle = performance.now();
     say("Decoding…");
-    const decoded = await ask("/v1/decode", {
-      method: "POST", body: bitstream, headers: { "Content-Type": bitstream.type, Accept: "image/png" }, signal,
+    const image = await ask("/v1/decode", {
+      method: "POST", body: bitstream, headers: { "Content-Type": BITSTREAM, Accept: "image/png" }, signal,
     });
-    const image = await decoded.blob();
     const end = performance.now();
-    await show(bitstream, image, Number(encoded.headers.get("TCM-Bits-Per-Pixel")), signal);
-    if (signal.aborted) return;
-    $("time").textContent = `${seconds(middle - start)}, ${seconds(end - middle)}`;
-    say("");
+    const [before, after] = await Promise.all([given ? null : bitmap(file), bitmap(image)]);
+    const sides = new DataView(await image.slice(16, 24).arrayBuffer()); // in the head of a PNG
+    signal.throwIfAborted(); // another was chosen meanwhile
+    $("time").textContent = given ? seconds(end - start) : `${seconds(middle - start)}, ${seconds(end - middle)}`;
+    show(bitstream, image, sides.getUint32(0), sides.getUint32(4));
+    if (!given) $("psnr").textContent = before && after ? decibels(before, after) : "unknown: this browser cannot show it";
+    say(`Done: ${$("bpp").textContent} bits per pixel${given ? "" : `, PSNR ${$("psnr").textContent}`}.`);
   } catch (error) {
-    if (error.name === "AbortError") return;
-    say("");
-    $("error").textContent = error.message;
-    $("error").hidden = false;
+    if (signal.aborted) return;
+    fail(error);
   }
 }
 
-async function show(bitstream, image, bitsPerPixel, signal) {
-  $("before").src = url(file);
+async function encode(signal) {
+  await models(); // the server was away when the page was opened, or is slow
+  signal.throwIfAborted();
+  return ask(`/v1/encode?model=${encodeURIComponent($("model").value)}`, {
+    method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" }, signal,
+  });
+}
+
+function show(bitstream, image, width, height) {
+  const given = bitstream === file;
+  const name = file.name.replace(/\.[^.]*$/, "") || "image";
+  $("original").hidden = $("psnr").parentElement.hidden = $("ratio").parentElement.hidden = given;
+  if (!given) $("before").src = url(file);
   $("after").src = url(image);
   $("before-size").textContent = bytes(file.size);
   $("after-size").textContent = `from ${bytes(bitstream.size)}`;
-  $("bpp").textContent = bitsPerPixel.toFixed(3);
+  $("bpp").textContent = ((8 * bitstream.size) / (width * height)).toFixed(3);
   $("ratio").textContent = `${((100 * bitstream.size) / file.size).toFixed(1)} %`;
-  $("download").href = url(bitstream);
-  $("download").download = `${file.name.replace(/\.[^.]*$/, "") || "image"}.tcm`;
-  $("psnr").textContent = "…";
+  $("pixels").textContent = `${width} × ${height}`;
+  $("took").textContent = given ? "Decoded in" : "Encoded, decoded in";
+  $("download").textContent = given ? "Download the picture" : "Download the bitstream";
+  $("download").href = url(given ? image : bitstream);
+  $("download").download = given ? `${name}.png` : `${name}.tcm`;
   $("result").hidden = false;
-  const after = await createImageBitmap(image);
-  const before = await createImageBitmap(file).catch(() => null); // a format that this browser does not show
-  if (signal.aborted) return; // another photograph was chosen meanwhile
-  $("pixels").textContent = `${after.width} × ${after.height}`;
-  $("psnr").textContent = before ? decibels(before, after) : "unknown: this browser cannot show the original";
 }
 
 function decibels(before, after) {
@@ -101,6 +126,9 @@ function pixels(bitmap, top, rows) {
   return context.getImageData(0, 0, bitmap.width, rows).data;
 }
 
+const isBitstream = (given) => /\.tcm$/i.test(given.name);
+const bitmap = (blob) => createImageBitmap(blob).catch(() => null); // a format that this browser does not show
+
 function url(blob) {
   urls.push(URL.createObjectURL(blob));
   return urls.at(-1);
@@ -113,7 +141,13 @@ const bytes = (n) => (n < 1e6 ? `${(n / 1e3).toFixed(1)} kB` : `${(n / 1e6).toFi
 function choose(files) {
   if (!files.length) return;
   file = files[0];
-  compress();
+  work();
+}
+
+function fail(error) {
+  say("");
+  $("error").textContent = error.message;
+  $("error").hidden = false;
 }
 
 $("form").addEventListener("submit", (event) => event.preventDefault());
@@ -121,24 +155,20 @@ $("file").addEventListener("change", (event) => {
   choose(event.target.files);
   event.target.value = ""; // the same file may be chosen again
 });
-$("model").addEventListener("change", compress);
-for (const name of ["dragenter", "dragover"]) {
-  $("drop").addEventListener(name, (event) => { event.preventDefault(); $("drop").classList.add("over"); });
-}
-for (const name of ["dragleave", "drop"]) {
-  $("drop").addEventListener(name, () => $("drop").classList.remove("over"));
-}
-$("drop").addEventListener("drop", (event) => { event.preventDefault(); choose(event.dataTransfer.files); });
+$("model").addEventListener("change", () => { if (file && !isBitstream(file)) work(); }); // that names its own
+// the whole page takes what is dropped: a browser would leave it for a picture that falls beside the box
+addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
+addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("drop").classList.remove("over"); });
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  choose(event.dataTransfer.files);
+});
 
 async function start() {
   $("error").hidden = true;
-  try {
-    if (!$("model").options.length) await listModels();
-    await compress();
-  } catch (error) {
-    $("error").textContent = error.message;
-    $("error").hidden = false;
-  }
+  await models().catch(fail);
+  await work();
 }
 
 $("key").addEventListener("change", start);

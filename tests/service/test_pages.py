@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from service.headers import DEFAULTS
 from tests.service.browser import visit
@@ -20,16 +23,7 @@ def test_a_photograph_is_dropped_on_the_page(server: Server, photo_file: bytes) 
         page = seen.page
         page.wait_for_selector("#model option", state="attached")
         assert page.input_value("#model") == MODEL
-        dropped = page.evaluate_handle(
-            """data => {
-                const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
-                const transfer = new DataTransfer();
-                transfer.items.add(new File([bytes], "photo.png", { type: "image/png" }));
-                return transfer;
-            }""",
-            base64.b64encode(photo_file).decode(),
-        )
-        page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+        drop(page, "#drop", "photo.png", photo_file)
         page.locator("#psnr", has_text="dB").wait_for(timeout=60_000)
         assert page.text_content("#pixels") == "384 × 256"
         assert float(page.text_content("#psnr").removesuffix(" dB")) > 24
@@ -43,6 +37,90 @@ def test_a_photograph_is_dropped_on_the_page(server: Server, photo_file: bytes) 
         refused = "Failed to load resource: the server responded with a status of 415"
         assert [e for e in seen.errors if not e.startswith(refused)] == []
         assert seen.elsewhere(server.url) == []
+
+
+def drop(page, place: str, name: str, data: bytes) -> None:
+    """Drop a file there."""
+    dropped = page.evaluate_handle(
+        """([name, data]) => {
+            const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name));
+            return transfer;
+        }""",
+        [name, base64.b64encode(data).decode()],
+    )
+    page.dispatch_event(place, "drop", {"dataTransfer": dropped})
+
+
+def test_a_bitstream_is_opened(server: Server, photo_file: bytes) -> None:
+    """What the page gives out, it takes back; anywhere on it, however long the file's name."""
+    bitstream = server.client.post("/v1/encode", content=photo_file).content
+    with visit(server.url + "/") as seen:
+        page = seen.page
+        page.set_viewport_size({"width": 360, "height": 640})
+        drop(page, "header", f"{'9f86d081' * 8}.tcm", bitstream)
+        page.locator("#status", has_text="Done").wait_for(timeout=60_000)
+        assert page.text_content("#pixels") == "384 × 256"
+        assert page.is_hidden("#original")
+        assert page.is_hidden("#psnr")
+        with page.expect_download() as download:
+            page.click("#download")
+        assert download.value.suggested_filename == f"{'9f86d081' * 8}.png"
+        assert Image.open(download.value.path()).size == (384, 256)
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        assert seen.errors == []
+
+
+def test_a_photograph_is_chosen_before_the_models_are_known(server: Server, photo_file: bytes) -> None:
+    """Found by trying: they were listed twice, and the page said Encoding for ever."""
+    with visit(server.url + "/docs") as seen:
+        page = seen.page
+
+        def late(route) -> None:
+            page.wait_for_timeout(1000)
+            route.continue_()
+
+        page.route("**/v1/models", late)
+        page.goto(server.url + "/")
+        for name in ("a.png", "b.png"):
+            page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": photo_file})
+        page.locator("#status", has_text="Done").wait_for(timeout=60_000)
+        assert page.get_attribute("#download", "download") == "b.tcm"
+        assert page.locator("#model option").count() == len(server.client.get("/v1/models").json()["models"])
+
+
+def test_what_the_page_says_when_it_fails(server: Server, photo_file: bytes, tmp_path: Path) -> None:
+    """Found by trying: three failures were "Failed to fetch", and a proxy's page nothing but a colon."""
+    with visit(server.url + "/") as seen:
+        page = seen.page
+
+        def choose(file, said: str) -> None:
+            page.set_input_files("#file", file)
+            page.locator("#error", has_text=said).wait_for(timeout=20_000)
+            assert page.text_content("#status") == ""
+            assert page.is_hidden("#locked")
+
+        page.wait_for_selector("#model option", state="attached")
+        photo = {"name": "photo.png", "mimeType": "image/png", "buffer": photo_file}
+        page.route("**/v1/encode*", lambda route: route.abort())
+        choose(photo, "The server cannot be reached")
+        page.unroute("**/v1/encode*")
+        page.route("**/v1/encode*", lambda route: route.fulfill(status=502, body="<html>Bad Gateway"))
+        choose(photo, "The server answered 502: try again later")
+        page.unroute("**/v1/encode*")
+        refused = json.dumps({"title": "No", "detail": "not from there", "code": "cross-origin-refused"})
+        page.route("**/v1/encode*", lambda route: route.fulfill(status=403, body=refused))
+        choose(photo, "No: not from there")
+        page.unroute("**/v1/encode*")
+        changing = tmp_path / "changing.png"
+        changing.write_bytes(photo_file)
+        page.set_input_files("#file", changing)
+        page.locator("#psnr", has_text="dB").wait_for(timeout=60_000)
+        changing.unlink()
+        page.select_option("#model", index=0)
+        page.dispatch_event("#model", "change")
+        page.locator("#error", has_text="changing.png cannot be read").wait_for(timeout=20_000)
 
 
 def test_the_api_page_needs_no_other_server(server: Server) -> None:
