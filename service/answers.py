@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import structlog
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
@@ -38,6 +39,9 @@ _FROM_FRAMEWORK: dict[int, type[errors.Problem]] = {
     405: errors.MethodNotAllowed,
 }
 
+_OF_FILES = (errors.UnsupportedImage, errors.UnsupportedBitstream, errors.CorruptImage, errors.CorruptBitstream)
+_OF_CURL = "application/x-www-form-urlencoded"
+
 ANSWERED = (HTTPException, RequestValidationError, errors.Problem, model_errors.ModelError, MemoryError)
 """Exceptions that a handler may end with; any other is unexpected, and answered by `LastResort`."""
 
@@ -69,6 +73,11 @@ def answer(scope: Scope, error: Exception) -> Response:
     problem = as_problem(error)
     if isinstance(problem, errors.MethodNotAllowed):
         problem.headers["Allow"] = allowed(scope)
+        problem.detail = f"{scope['method'][:20]} is not taken here; what is: {problem.headers['Allow']}"
+    elif isinstance(error, HTTPException) and isinstance(problem, errors.NotFound):
+        problem.detail = f"there is nothing at {scope['path'][:100]!r}; /docs lists every address"
+    elif isinstance(problem, _OF_FILES) and Headers(scope=scope).get("content-type") == _OF_CURL:
+        problem.detail += "; if it was sent with curl -d, that took its line ends: use --data-binary"
     record = Record.of(scope)
     record.problem = problem
     if isinstance(problem, errors.InternalError | errors.ModelUnavailable):

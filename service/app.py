@@ -150,7 +150,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Farewell, health=context.health)
     app.add_middleware(Observe, metrics=measured, tracing=tracing)  # added last, so outermost
-    openapi.complete(app, secured=context.keys is not None)
+    openapi.complete(app, secured=context.keys is not None, metrics_secured=settings.metrics_key)
     return app
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import MEDIA_TYPE, BodyTooLarge, InternalError, Problem
+from service.errors import MEDIA_TYPE, BodyTooLarge, HeadersTooLarge, InternalError, MalformedRequest, Problem
 
 BINARY = {"type": "string", "format": "binary"}
 _REF = {"$ref": "#/components/schemas/Problem"}
@@ -38,7 +38,7 @@ class ProblemDocument(BaseModel):
 def problems(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that can meet these problems; what any route can meet is added."""
     responses: dict[int | str, dict[str, Any]] = {}
-    every: set[type[Problem]] = {*classes, BodyTooLarge, InternalError}
+    every: set[type[Problem]] = {*classes, MalformedRequest, BodyTooLarge, HeadersTooLarge, InternalError}
     for cls in sorted(every, key=lambda cls: (cls.status, cls.code)):
         empty: dict[str, Any] = {"content": {MEDIA_TYPE: {"schema": _REF, "examples": {}}}}
         response = responses.setdefault(cls.status, empty)
@@ -83,18 +83,21 @@ _OF_NOW = {"Cache-Control": header("It is of this moment.", "no-store")}
 _RETRY = {"Retry-After": header("Seconds after which to try again, where that may help.", 5)}
 _OF_STATUS = {
     "401": {"WWW-Authenticate": header("How to send a key.", "Bearer")},
+    "403": {"WWW-Authenticate": header("Where the key lacks a scope: which.", 'Bearer error="insufficient_scope"')},
+    "406": {"Vary": header("What can be had depends on it.", "Accept")},
     "416": {"Content-Range": header("How many bytes there are.", "bytes */52311")},
     "429": _RETRY,
     "503": _RETRY,
 }
 
 
-def complete(app: FastAPI, *, secured: bool) -> None:
+def complete(app: FastAPI, *, secured: bool, metrics_secured: bool) -> None:
     """Write the schema of the finished app, with the one component that no route's annotations mention.
 
     Args:
         app: with all its routes.
         secured: whether keys are asked for; if not, none are mentioned.
+        metrics_secured: whether one is asked for /metrics, too.
     """
     schema = app.openapi()
     components = schema["components"]["schemas"]
@@ -106,6 +109,8 @@ def complete(app: FastAPI, *, secured: bool) -> None:
                 response["headers"] = response.get("headers", {}) | _OF_ALL | now | _OF_STATUS.get(status, {})
     for unused in ("HTTPValidationError", "ValidationError"):  # the framework's own, which `errors` replaces
         components.pop(unused, None)
+    if secured and metrics_secured:
+        schema["paths"]["/metrics"]["get"]["security"] = [{"bearer": ["metrics"]}, {"header": ["metrics"]}]
     if not secured:
         schema["components"].pop("securitySchemes", None)
         for item in schema["paths"].values():

@@ -81,7 +81,7 @@ _STORED: dict[int | str, dict[str, Any]] = {
         *auth.PROBLEMS,
         *STORE_PROBLEMS,
         *ADMISSION,
-        errors.MalformedRequest,
+        errors.CrossOriginRefused,
         errors.EmptyBody,
         errors.BadForm,
         errors.AmbiguousModel,
@@ -242,7 +242,13 @@ async def read(
     summary="Delete a bitstream",
     dependencies=[auth.ADMIN],
     response_class=Response,
-    responses=openapi.problems(*auth.PROBLEMS, *STORE_PROBLEMS, errors.BitstreamNotFound, errors.PreconditionFailed)
+    responses=openapi.problems(
+        *auth.PROBLEMS,
+        *STORE_PROBLEMS,
+        errors.CrossOriginRefused,
+        errors.BitstreamNotFound,
+        errors.PreconditionFailed,
+    )
     | {204: {"description": "It is gone. Caches between may still have it."}},
 )
 async def delete(

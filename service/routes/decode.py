@@ -20,7 +20,7 @@ router = APIRouter(tags=["codec"])
 _EXAMPLE = "`curl --data-binary @photo.tcm …/v1/decode -o photo.png`"
 _RESPONSES = openapi.problems(
     *auth.PROBLEMS,
-    errors.MalformedRequest,
+    errors.CrossOriginRefused,
     errors.EmptyBody,
     errors.BadForm,
     errors.NotAcceptable,

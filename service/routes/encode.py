@@ -30,7 +30,7 @@ router = APIRouter(tags=["codec"])
 _EXAMPLE = "`curl --data-binary @photo.png -H 'Content-Type: image/png' …/v1/encode -o photo.tcm`"
 _RESPONSES = openapi.problems(
     *auth.PROBLEMS,
-    errors.MalformedRequest,
+    errors.CrossOriginRefused,
     errors.EmptyBody,
     errors.BadForm,
     errors.AmbiguousModel,

@@ -16,7 +16,10 @@ from service.keys import Scope
 router = APIRouter(tags=["operation"])
 
 _TEXT: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    200: {
+        "description": "The metrics.",
+        "content": {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")},
+    }
 }
 
 

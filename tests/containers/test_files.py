@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from service.errors import PROBLEMS
 from service.settings import Settings
 from tests.containers.stack import ROOT
 
@@ -61,6 +63,18 @@ def test_nginx_lets_through_what_the_service_takes_and_waits_as_long() -> None:
     rest, cut = re.subn(maps, "", nginx, flags=re.MULTILINE)  # which take a method and a path of it, and no query
     assert cut == 2
     assert not re.search(r"\$(args|request_uri|request|query_string)\b", rest), "a signed URL is a secret"
+
+
+def test_nginx_calls_problems_what_the_service_calls_them() -> None:
+    answers = re.findall(r"return (\d+) '(\{.*\})';", (DOCKER / "nginx" / "nginx.conf").read_text())
+    problems = [json.loads(answer) for _, answer in answers]
+    assert [problem["status"] for problem in problems] == [int(status) for status, _ in answers]
+    ours = [problem for problem in problems if problem["type"] != "about:blank"]
+    assert len(ours) > 4
+    for problem in ours:
+        meant = PROBLEMS[problem["code"]]
+        assert problem["type"] == f"/problems/{meant.code}"
+        assert (problem["title"], problem["status"]) == (meant.title(), meant.status)
 
 
 @pytest.mark.parametrize("service", COMPOSE["services"])

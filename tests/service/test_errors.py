@@ -27,7 +27,8 @@ def decode(server: Server, content: bytes, query: str = "", **headers: str) -> h
 
 
 def test_the_framework_s_own(server: Server) -> None:
-    assert_problem(server.client.get("/nowhere"), 404, "not-found")
+    problem = assert_problem(server.client.get("/nowhere"), 404, "not-found")
+    assert problem["detail"] == "there is nothing at '/nowhere'; /docs lists every address"
     assert_problem(server.client.get("/v1/models/"), 404, "not-found")
     assert_problem(server.client.get("/static/../app.py"), 404, "not-found")
     assert_problem(server.client.get("/static/nothing.js"), 404, "not-found")
@@ -41,7 +42,8 @@ def test_the_framework_s_own(server: Server) -> None:
         assert_problem(response, 405, "method-not-allowed")
         assert response.headers["allow"] == methods, path
     response = server.client.get("/v1/encode")
-    assert_problem(response, 405, "method-not-allowed")
+    problem = assert_problem(response, 405, "method-not-allowed")
+    assert problem["detail"] == "GET is not taken here; what is: POST"
     assert response.headers["allow"] == "POST"
     assert server.client.head("/nowhere").status_code == 404
 
@@ -158,6 +160,17 @@ def test_bitstreams_that_cannot_be_read(server: Server, bitstream: bytes, photo_
     damaged = bytearray(bitstream)
     damaged[len(damaged) // 2] ^= 1
     assert_problem(decode(server, bytes(damaged)), 422, "corrupt-bitstream")
+
+
+def test_line_ends_that_curl_took(server: Server, bitstream: bytes, photo_file: bytes) -> None:
+    """Found by trying: who sends a photograph with `curl -d` looked for the damage in it."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for path, file in (("encode", photo_file), ("decode", bitstream)):
+        cut = file.translate(None, b"\r\n\0")
+        for headers, told in ((form, True), ({"Content-Type": "application/octet-stream"}, False)):
+            problem = server.client.post(f"/v1/{path}", content=cut, headers=headers).json()
+            assert ("use --data-binary" in problem["detail"]) == told
+        assert server.client.post(f"/v1/{path}", content=file, headers=form).status_code == 200
 
 
 def test_weights_that_are_not_here(server: Server, bitstream: bytes) -> None:

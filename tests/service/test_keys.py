@@ -233,9 +233,11 @@ def test_the_schemes_are_described_where_they_apply(guarded: Server, server: Ser
     encode = described["paths"]["/v1/encode"]["post"]["security"]
     assert {name for alternative in encode for name in alternative} == set(schemes)
     assert len(encode) == 2  # either will do
+    metrics = described["paths"]["/metrics"]["get"]["security"]
+    assert {name for alternative in metrics for name in alternative} == set(schemes)
     open_to_all = server.client.get("/openapi.json").json()
     assert "securitySchemes" not in open_to_all["components"]
-    assert "security" not in open_to_all["paths"]["/v1/encode"]["post"]
+    assert "security" not in open_to_all["paths"]["/v1/encode"]["post"] | open_to_all["paths"]["/metrics"]["get"]
     assert server.client.get("/v1/models", headers=bearer("anything")).status_code == 200
 
 
