@@ -24,7 +24,7 @@ def encode_alpha(alpha: Pixels) -> bytes:
     if alpha.min() == alpha.max():
         return bytes([int(alpha.flat[0])])
     out = io.BytesIO()
-    Image.fromarray(alpha).save(out, format="PNG", optimize=True)
+    Image.fromarray(alpha).save(out, format="PNG", compress_level=6)  # the ninth takes up to 15 times as long
     return out.getvalue()
 
 

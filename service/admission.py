@@ -98,7 +98,7 @@ class Place:
     def leave(self) -> None:
         """Make room. A second time does nothing."""
         if not self._exempt:
-            self._admission.leave(self)
+            self._admission.release(self)
 
 
 class Admission:
@@ -168,6 +168,11 @@ class Admission:
         finally:
             place.leave()
 
+    def leave(self) -> None:
+        """Make room: what is left of the request in hand is not work for the device."""
+        if place := _place.get(None):
+            place.leave()
+
     @contextmanager
     def exempt(self) -> Iterator[None]:
         """For the service's own trial, which must not fail because others have taken the places."""
@@ -186,7 +191,7 @@ class Admission:
             if not place.left:
                 self._pixels, place.pixels = others + pixels, pixels
 
-    def leave(self, place: Place) -> None:
+    def release(self, place: Place) -> None:
         """See `Place.leave`."""
         with self._lock:
             self._inside.discard(place)

@@ -82,7 +82,8 @@ def answer(scope: Scope, error: Exception) -> Response:
     record.problem = problem
     if isinstance(problem, errors.InternalError | errors.ModelUnavailable):
         log.error(problem.code, exc_info=error)
-    problem.with_traceback(None).__context__ = None  # or what it failed on would be kept as long as the record of it
+    # or what it failed on would be kept as long as the record of it
+    problem.with_traceback(None).__context__ = problem.__cause__ = None
     return Response(
         problem.document(record.request_id),
         status_code=problem.status,

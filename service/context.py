@@ -49,7 +49,7 @@ class Context:
     signing: SigningKeys | None = None
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:  # not on a thread, which would take longer than all else
     context: Context = request.app.state.context
     return context
 

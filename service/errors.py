@@ -395,8 +395,8 @@ class NotReady(Problem):
 class Saturated(Problem):
     """The server has as much to do as it takes on.
 
-    The limits are the settings TCM_MAX_QUEUE_ITEMS and TCM_MAX_QUEUE_PIXELS. `Retry-After` says in how many seconds
-    what waits now will be done, as fast as the device has been of late.
+    The limits are the settings TCM_MAX_QUEUE_ITEMS and TCM_MAX_QUEUE_PIXELS, and TCM_MAX_UNREAD_BYTES for answers that
+    clients have not read. `Retry-After` says when to try again: of the queue, as fast as the device has been of late.
     """
 
     status, code, rejects = 503, "saturated", True

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from model.container import Container, read_container
+from model.container import Container, read_container, write_container
 from model.latent_coder import Analysis
 from model.output import write_image
 from model.pixels import Picture, Pixels
@@ -159,6 +159,15 @@ class Scheduler:
                 return read_container(data, self._max_pixels)
 
         return await self._in_thread(self._bitstreams_in, "decode", read, stages)
+
+    async def stripped(self, container: Container, *, stages: Stages) -> bytes:
+        """The bitstream without its EXIF and XMP."""
+
+        def write(timed: Stages) -> bytes:
+            with timed("container"):
+                return write_container(container.stripped())
+
+        return await self._in_thread(self._bitstreams_in, "encode", write, stages)
 
     async def decode(self, container: Container, entry: ZooEntry, file_format: str, *, stages: Stages) -> bytes:
         """The image file of a bitstream, with the model that it was written with.

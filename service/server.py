@@ -109,7 +109,7 @@ class Server(uvicorn.Server):
 def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
     """Connections that the kernel has accepted, and nobody else yet; closing the listener would reset them."""
     listener.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
+    with contextlib.suppress(OSError):  # nobody waits, or there is no descriptor for who does
         while True:
             yield listener.accept()[0]
 

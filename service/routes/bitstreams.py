@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from model.container import MAGIC, MEDIA_TYPE, Container, write_container
+from model.container import MAGIC, MEDIA_TYPE
 from service import access, auth, errors, openapi
 from service.conditional import client_has, demand, wanted_range
 from service.context import Here
@@ -121,12 +121,15 @@ async def keep(
                 raise _superfluous("model" if model is not None else "quality")
             container = await here.scheduler.inspect(upload.data, stages=stages)
             entry = here.zoo.by_fingerprint(container.fingerprint, container.model)
-            data, width, height = _stripped(upload.data, container, metadata), container.width, container.height
+            data, width, height = upload.data, container.width, container.height
+            if metadata == "strip":
+                data = await here.scheduler.stripped(container, stages=stages)
         else:
             encoded = await here.scheduler.encode(upload.data, entry, keep_metadata=metadata == "keep", stages=stages)
             here.metrics.bits_per_pixel.labels(entry.name).observe(encoded.bits_per_pixel)
             data, width, height = encoded.data, encoded.width, encoded.height
         record.model = entry.name
+        here.admission.leave()  # the store may take long, and the device works for others meanwhile
         with stages("store"):
             digest = record.bitstream = await here.store.put(data)
     stored = Stored(
@@ -151,10 +154,6 @@ async def keep(
 def _superfluous(parameter: str) -> errors.InvalidParameter:
     reason = "a ready bitstream says its model itself: leave this out"
     return errors.InvalidParameter(f"{parameter}: {reason}", errors=[{"parameter": parameter, "reason": reason}])
-
-
-def _stripped(data: bytes, container: Container, metadata: str) -> bytes:
-    return data if metadata == "keep" else write_container(container.stripped())
 
 
 CACHE_CONTROL = openapi.header("For ever, or as long as it lives.", "public, max-age=31536000, immutable")
@@ -229,7 +228,7 @@ async def read(
         headers=headers
         | {
             "Accept-Ranges": "bytes",
-            "Content-Digest": digest_header(hashlib.sha256(content).digest()),
+            "Content-Digest": digest_header(hashlib.sha256(content).digest() if wanted else bytes.fromhex(digest)),
             "Repr-Digest": digest_header(bytes.fromhex(digest)),
             "Content-Disposition": disposition("attachment", f"{digest[:16]}.tcm"),
         },

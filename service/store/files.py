@@ -99,6 +99,8 @@ class Files:
         path = self._path(digest)
         aside = self._beside(path, _ASIDE)
         try:
+            if path.stat().st_mtime >= before:
+                return False  # readers must find it while it is judged
             path.rename(aside)  # from here on, a writer's new object is another file
             if aside.stat().st_mtime >= before:  # it was written anew before that
                 _put_back(aside, path)

@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 CALLS = 32
 """At a time. A medium that hangs takes so many threads, and no more."""
+MOST_WRITES = 64
+"""Begun or waiting. Each has its bytes in memory, and no place among the requests any more."""
 RETRY_AFTER = 5
 """Seconds that a client is told to wait when the medium fails."""
 
@@ -36,6 +38,7 @@ class Store:
     def __init__(self, medium: Medium | None, metrics: Metrics, *, seconds: float, ttl: float | None) -> None:
         self._medium, self._metrics, self._seconds, self._ttl = medium, metrics, seconds, ttl
         self._threads = Threads(CALLS, seconds)
+        self._writing = 0
 
     @property
     def url(self) -> str | None:
@@ -47,16 +50,22 @@ class Store:
 
         Raises:
             StoreDisabled: this service has no store.
-            StoreUnavailable: the medium failed, or did not answer in time.
+            StoreUnavailable: the medium failed, did not answer in time, or has too many to write already.
         """
         medium = self._open()
+        if self._writing >= MOST_WRITES:
+            raise _unavailable(f"has {self._writing} bitstreams to write")
 
         def write() -> str:
             digest = identify(data)
             medium.write(digest, data)
             return digest
 
-        return await self._call("write", write)
+        self._writing += 1
+        try:
+            return await self._call("write", write)
+        finally:
+            self._writing -= 1
 
     async def stat(self, digest: str) -> Meta:
         """What is known of an object that is there.
@@ -130,7 +139,12 @@ class Store:
             self._metrics.store_failures.labels(op, reason).inc()
             log.error("store failed", op=op, reason=reason, error=str(error), store=self.url)
             told = "does not answer" if reason == "timeout" else "fails"
-            headers = {"Retry-After": str(RETRY_AFTER)}
-            raise StoreUnavailable(f"the medium {told}; try again later", headers=headers) from error
+            # in a circle with the frames that it came through, which hold the bytes
+            error.with_traceback(None).__cause__ = error.__context__ = None
+            raise _unavailable(told) from error
         finally:
             self._metrics.store_duration.labels(op).observe(time.perf_counter() - start)
+
+
+def _unavailable(told: str) -> StoreUnavailable:
+    return StoreUnavailable(f"the medium {told}; try again later", headers={"Retry-After": str(RETRY_AFTER)})

@@ -2,7 +2,8 @@
 
 Each fault lasts as long as a file of its name lies in the folder FAULTS: `hold` (the device is busy, and shows that
 it goes on), `hang` (it does not), `freeze` (it keeps the interpreter to itself), `die` (its thread ends), `memory` (no
-room for more than one item), `load` (loading a model hangs), `bug` (it raises what nobody has thought of).
+room for more than one item), `load` (loading a model hangs), `bug` (it raises what nobody has thought of),
+`wrong` (it works on other pictures than it was given).
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model.codec import Codec
 from model.errors import OutOfMemory
+from model.pixels import Picture
 from service.command import run
 
 FAULTS = Path(os.environ["FAULTS"])
@@ -32,7 +36,7 @@ def load(*arguments: Any, **options: Any) -> Codec:
     return _load(*arguments, **options)
 
 
-def analyse(codec: Codec, pictures: Any, *, stages: Any, heartbeat: Any = None) -> Any:
+def analyse(codec: Codec, pictures: Any, *, stages: Any = None, heartbeat: Any = None) -> Any:
     if heartbeat is None:  # when it is loaded it is tried out
         return _analyse(codec, pictures, stages=stages)
     while wanted("hold"):
@@ -46,6 +50,8 @@ def analyse(codec: Codec, pictures: Any, *, stages: Any, heartbeat: Any = None) 
         raise SystemExit
     if wanted("bug"):
         raise ZeroDivisionError("a bug")
+    if wanted("wrong"):
+        pictures = [Picture(np.zeros_like(picture.rgb)) for picture in pictures]
     if wanted("memory") and len(pictures) > 1:
         raise OutOfMemory("full")
     return _analyse(codec, pictures, stages=stages, heartbeat=heartbeat)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -174,6 +175,17 @@ def test_retry_after_is_what_the_backlog_takes() -> None:
         admission.enter()
 
 
+def test_no_place_where_the_pixels_are_taken() -> None:
+    """Said before the body is read, not when its header is known."""
+    admission = Admission(Metrics(), max_items=9, max_pixels=100)
+    place = admission.enter()
+    place.claim(100)
+    with pytest.raises(Saturated):
+        admission.enter()
+    place.leave()
+    admission.enter()
+
+
 def test_a_place_that_was_left_is_none() -> None:
     """Whatever context a request begins in: with that of another, before it on the same connection, once."""
     admission = Admission(Metrics(), max_items=1, max_pixels=10**6)
@@ -221,7 +233,10 @@ def test_an_estimate_that_turns_work_away_loses_weight() -> None:
     assert rate.seconds(1000) < before / 10
 
 
-def test_quota() -> None:
+def test_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("service.quota.time", SimpleNamespace(monotonic=lambda: now[0]))
+
     def scope(address: str, path: str = "/v1/encode") -> dict[str, object]:
         return {"method": "POST", "path": path, "client": (address, 1), "state": {"record": Record("x")}}
 
@@ -238,8 +253,27 @@ def test_quota() -> None:
     with pytest.raises(QuotaExceeded):
         quota.spend(scope("::ffff:192.0.2.2"))
     quota.spend(scope("2001:db8::1", "/v1/models"))  # no work, no cost
-    time.sleep(1.05)
+    now[0] += 1.01
     quota.spend(scope("2001:db8::3"))
+    now[0] += 3600  # who has asked for nothing has saved up no more than a burst
+    for _ in range(3):
+        quota.spend(scope("2001:db8::3"))
+    with pytest.raises(QuotaExceeded):
+        quota.spend(scope("2001:db8::3"))
+
+
+def test_callers_beyond_number_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.quota._MOST_CALLERS", 2)
+    quota = Quota(per_minute=1, burst=1)
+
+    def spend(host: str) -> None:
+        state = {"record": Record("x")}
+        quota.spend({"method": "POST", "path": "/v1/encode", "client": (host, 1), "state": state})
+
+    for host in ("192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.1"):  # the first was forgotten
+        spend(host)
+    with pytest.raises(QuotaExceeded):
+        spend("192.0.2.3")
 
 
 def test_keys_that_replace_one_another_share_a_quota() -> None:

@@ -37,8 +37,8 @@ async def _large(_: Request) -> Response:
     return Response(bytes(LARGE))
 
 
-async def _file(_: Request) -> Response:
-    return FileAnswer(bytes(LARGE))
+async def _file(request: Request) -> Response:
+    return FileAnswer(bytes(int(request.query_params.get("times", 1)) * LARGE))
 
 
 async def _early(_: Request) -> Response:
@@ -120,6 +120,13 @@ def test_answers_that_nobody_reads_are_bounded(port: int) -> None:
             third.sendall(request)
             assert third.recv(1000).startswith(b"HTTP/1.1 503")
     eventually_served(port)
+
+
+def test_whoever_is_alone_gets_a_file_of_any_size(port: int) -> None:
+    eventually_served(port)
+    with connect(port) as alone:
+        alone.sendall(b"GET /file?times=3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert len(read_all(alone).partition(b"\r\n\r\n")[2]) == 3 * LARGE  # 2 are the limit
 
 
 def test_answers_behind_one_that_nobody_reads_are_bounded_too(port: int) -> None:

@@ -5,26 +5,41 @@ from __future__ import annotations
 import gc
 import http.client
 import io
+import os
+import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import uvicorn
 from PIL import Image
 
+from model.container import read_container, write_container
 from service.app import create_app
+from service.protocol import Protocol
 from service.settings import Settings
 
 LARGE = 10_000  # bytes: a circle of the framework's that holds less is its own business
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("garbage") / "store"
+
+
+@pytest.fixture(scope="module")
+def port(folder: Path) -> Iterator[int]:
     """Of a service in this process, whose memory can be looked into."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(Settings(store="none")), log_level="error"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("TCM_")]:
+            patch.delenv(name)
+        app = create_app(Settings(store=folder.as_uri()))
+    server = uvicorn.Server(uvicorn.Config(app, http=Protocol, ws="none", log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     number = listener.getsockname()[1]
@@ -53,6 +68,14 @@ def leave(port: int, body: bytes) -> None:
     time.sleep(0.3)
 
 
+def without(folder: Path, work: Callable[[], tuple[int, bytes]]) -> None:
+    """While the store is not there."""
+    away = folder.rename(folder.with_name("away"))
+    status, _ = work()
+    away.rename(folder)
+    assert status == 503
+
+
 def circles() -> dict[str, int]:
     """Large things that only the collector can free, and their bytes."""
     gc.set_debug(gc.DEBUG_SAVEALL)
@@ -69,18 +92,27 @@ def circles() -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("what", ["encode", "decode", "refuse", "leave"])
-def test_a_request_leaves_nothing_large_behind(port: int, photo: Image.Image, what: str) -> None:
+def test_handlers_need_no_threads(port: int) -> None:
+    """A probe that waits for one comes late, or not at all."""
+    for path in ("/livez", "/readyz", "/v1/models", "/metrics"):
+        assert ask(port, "GET", path)[0] == 200
+    assert not [thread.name for thread in threading.enumerate() if "AnyIO" in thread.name]
+
+
+@pytest.mark.parametrize("what", ["encode", "decode", "refuse", "leave", "no store"])
+def test_a_request_leaves_nothing_large_behind(port: int, folder: Path, photo: Image.Image, what: str) -> None:
     buffer = io.BytesIO()
     photo.save(buffer, "PNG")
     image = buffer.getvalue()
     status, bitstream = ask(port, "POST", "/v1/encode", image)
     assert status == 200
+    large = write_container(replace(read_container(bitstream), exif=random.Random(0).randbytes(100_000)))
     work = {
         "encode": lambda: ask(port, "POST", "/v1/encode", image),
         "decode": lambda: ask(port, "POST", "/v1/decode", bitstream),
         "refuse": lambda: ask(port, "POST", "/v1/decode", image),
         "leave": lambda: leave(port, image),
+        "no store": lambda: without(folder, lambda: ask(port, "POST", "/v1/bitstreams", large)),
     }[what]
     work()
     gc.collect()

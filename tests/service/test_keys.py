@@ -209,6 +209,10 @@ def test_a_broken_file_locks_nobody_out(guarded: Server, file: Path) -> None:
         file.write_bytes(good)
         wait_for(lambda: guarded.metric("tcm_keys_last_reload_successful") == 1)
     wait_for(lambda: any("keys.json" in str(e.get("reason")) for e in guarded.log()))
+    away = file.rename(file.with_name("away"))
+    wait_for(lambda: guarded.metric("tcm_keys_last_reload_successful") == 0)
+    away.rename(file)  # as it was, to the nanosecond
+    wait_for(lambda: guarded.metric("tcm_keys_last_reload_successful") == 1)
 
 
 def test_no_secret_in_the_log(guarded: Server, file: Path, ours: dict[str, str], photo_file: bytes) -> None:

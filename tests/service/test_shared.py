@@ -143,3 +143,19 @@ def test_what_is_dropped_while_it_is_made_is_not_kept() -> None:
         assert (await cache.get("a", maker.of("new")))[0].name == "new"
 
     run(test)
+
+
+def test_what_nobody_asks_for_again_is_not_kept_either() -> None:
+    """Found by breaking the code: a picture deleted during its decode must not stay."""
+
+    async def test() -> None:
+        cache, maker = SharedCache[Value](10), Maker()
+        early = asyncio.create_task(cache.get("a", maker.of("early")))
+        await turns()
+        cache.drop(lambda key: key == "a")
+        maker.go.set()
+        await early
+        assert cache.memory == 0
+        assert (await cache.get("a", maker.of("new")))[1] == "made"
+
+    run(test)

@@ -200,6 +200,15 @@ def test_set_aside_and_never_judged(tmp_path: Path) -> None:
     assert files.read(digest) == DATA[0]
 
 
+def test_what_is_fresh_is_not_set_aside(tmp_path: Path) -> None:
+    """Found by trying: readers got a 404 while a collector looked at it."""
+    files, digest = Files(tmp_path), identify(DATA[0])
+    files.write(digest, DATA[0])
+    with mock.patch.object(Path, "rename") as rename:
+        assert not files.expire(digest, time.time() - 3600)
+    rename.assert_not_called()
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_set_aside_and_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
     """What a client was told is kept stays, and begins its life anew; the damaged one does not come back."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import re
 import resource
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from model.container import read_container, write_container
@@ -117,6 +121,15 @@ def test_a_changed_url_is_none(guarded: Guarded, bitstream: bytes, name: str, va
     url = re.sub(f"(?<={name}=)[^&]*", value, signed(address))
     assert_problem(client.get(url), 403, "invalid-signature")
     assert_problem(client.get(re.sub(f"(?<={name}=)[^&]*", value, signed(address, -1))), 403, "invalid-signature")
+
+
+def test_nobody_signs_with_a_key_that_is_none(guarded: Guarded, bitstream: bytes) -> None:
+    """Found by breaking the code: that a key is unknown is all that keeps out who signs with an empty secret."""
+    address, expires = guarded.keep(bitstream, "forged"), int(time.time()) + 60
+    for key in ("nobody", ""):
+        forged = hmac.new(b"", f"{address}\n{expires}\n{key}".encode(), hashlib.sha256).hexdigest()
+        query = {"expires": expires, "key": key, "signature": forged}
+        assert_problem(guarded.server.client.get(address, params=query), 403, "invalid-signature")
 
 
 def test_without_keys_nobody_deletes_what_signed_urls_read(tmp_path: Path, tiny_file: Path, bitstream: bytes) -> None:
@@ -247,7 +260,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3, Server]]:
     with s3_server(folder / "s3") as storage, pytest.MonkeyPatch.context() as patch:
         for name, value in storage.variables.items():
             patch.setenv(name, value)
-        settings = {"store": "s3://bitstreams/service", "store_timeout_ms": 2500, "signing_keys": NEW}
+        settings = {
+            "store": "s3://bitstreams/service",
+            "store_timeout_ms": 2500,
+            "signing_keys": NEW,
+            "max_queue_items": 6,
+        }
         server = start(folder, model_dir=folder / "models", preload="none", **settings)
         yield storage, server
         assert server.stop() == 0
@@ -255,7 +273,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3, Server]]:
 
 def test_over_s3(s3: tuple[S3, Server], bitstream: bytes) -> None:
     client = s3[1].client
-    address = client.post("/v1/bitstreams", content=bitstream).headers["location"]
+    address = wait_for(lambda: client.post("/v1/bitstreams", content=bitstream).headers.get("location"))  # a slow disk
     assert client.get(signed(address, key="new")).content == bitstream
     part = client.get(signed(address, key="new"), headers={"Range": "bytes=-5"})
     assert (part.status_code, part.content) == (206, bitstream[-5:])
@@ -282,3 +300,20 @@ def test_an_s3_server_that_hangs_and_comes_back(s3: tuple[S3, Server], bitstream
     finally:
         storage.go_on()
     wait_for(lambda: server.client.get(signed(address, key="new")).status_code == 200)
+
+
+def test_a_store_that_hangs_takes_no_places(s3: tuple[S3, Server], bitstream: bytes) -> None:
+    """Found by trying: who waited for it kept out who needs no store, while the device had nothing to do."""
+    storage, server = s3
+    storage.hang()
+    try:
+        with ThreadPoolExecutor(12) as clients:
+            waiting = []
+            for _ in range(12):
+                waiting.append(clients.submit(httpx.post, f"{server.url}/v1/bitstreams", content=bitstream, timeout=60))
+                time.sleep(0.1)
+            assert server.client.post("/v1/decode", content=bitstream).status_code == 200
+            for answer in waiting:
+                assert_problem(answer.result(), 503, "store-unavailable")
+    finally:
+        storage.go_on()

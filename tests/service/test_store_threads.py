@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 
+from service.errors import StoreUnavailable
+from service.metrics import Metrics
+from service.store.store import MOST_WRITES, Store
 from service.store.threads import Threads
 
 
@@ -43,6 +47,22 @@ def test_a_machine_without_threads_for_a_while(monkeypatch: pytest.MonkeyPatch) 
         assert await threads.run(lambda: "answered") == "answered"
 
     asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_no_more_bitstreams_wait_than_memory_is_meant_for() -> None:
+    async def test() -> None:
+        go = threading.Event()
+        medium = SimpleNamespace(write=lambda *_: go.wait(30), url="mem:")
+        store = Store(medium, Metrics(), seconds=30, ttl=None)  # type: ignore[arg-type]
+        writing = [asyncio.create_task(store.put(b"x")) for _ in range(MOST_WRITES)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(StoreUnavailable, match=f"has {MOST_WRITES} bitstreams to write"):
+            await store.put(b"x")
+        go.set()
+        assert len(set(await asyncio.gather(*writing))) == 1
+        assert await store.put(b"x")
+
+    asyncio.run(test())
 
 
 def test_calls_that_outlast_their_time_hang() -> None:

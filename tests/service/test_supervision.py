@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -57,9 +58,10 @@ def test_a_model_that_loads_for_ever(start_faulty: StartFaulty) -> None:
     assert server.process.wait(60) == EXIT_LOST
 
 
-def test_a_replica_whose_model_failed_its_trial_does_no_work_and_ends(start_faulty: StartFaulty) -> None:
+@pytest.mark.parametrize("fault", ["bug", "wrong"])
+def test_a_replica_whose_model_failed_its_trial_does_no_work_and_ends(start_faulty: StartFaulty, fault: str) -> None:
     """Who asks no readiness probe, as nginx, must not get its pictures, nor prefer it for its quick refusals."""
-    server, _ = start_faulty(["bug"], preload="tcm-tiny-mse-0.01", wait=False)
+    server, _ = start_faulty([fault], preload="tcm-tiny-mse-0.01", wait=False)
     unready = wait_for(lambda: (r := server.client.get("/readyz")).status_code == 503 and "failed" in r.text and r)
     assert "failed its trial" in str(assert_problem(unready, 503, "not-ready")["detail"])
     assert_problem(server.client.post("/v1/encode", content=SMALL), 503, "not-ready")
@@ -99,6 +101,25 @@ def test_sigterm_loses_nothing(start_faulty: StartFaulty) -> None:
             assert answer.headers["connection"] == "close"
     assert server.process.wait(60) == 0
     assert [e["event"] for e in server.log() if e["event"] in ("draining", "stopped")] == ["draining", "stopped"]
+
+
+def test_an_orderly_end_without_a_descriptor_left(start_faulty: StartFaulty) -> None:
+    """Found by trying: it ended with code 1, and whoever was inside had a 500 of uvicorn's."""
+    server, faults = start_faulty(["hold"], drain_seconds=1)
+    address = urlsplit(server.url)
+    with ThreadPoolExecutor(1) as clients, contextlib.ExitStack() as idle:
+        begun = clients.submit(httpx.post, server.url + "/v1/encode", content=SMALL, timeout=60)
+        wait_for(lambda: server.metric("tcm_queue_wait_seconds_count") == 1)
+        taken = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (taken + 5, taken + 5))
+        for _ in range(20):
+            idle.enter_context(socket.create_connection((address.hostname, address.port)))
+        wait_for(lambda: len(list(Path(f"/proc/{server.process.pid}/fd").iterdir())) == taken + 5)
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: any(e["event"] == "draining" for e in server.log()))
+        faults.end("hold")
+        assert begun.result().status_code == 200
+        assert server.process.wait(60) == 0
 
 
 def test_a_terminal_that_closes_is_an_orderly_end(start_faulty: StartFaulty) -> None:
