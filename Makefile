@@ -1,5 +1,8 @@
 # Two commands do all the set-up on a fresh machine: `make serve` and `make test`.
-PYTHON ?= python3
+# compressai and numpy 1 have wheels for 3.11 and 3.12 alone
+PYTHON ?= $(or $(shell for python in python3 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$python && break; \
+	done),python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 # processes that share the tests out, file by file: each starts servers of its own and waits for them
@@ -13,7 +16,7 @@ export GOMP_SPINCOUNT ?= 1000
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, not {v[0]}.{v[1]}: set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import gc
 import inspect
+import io
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -49,8 +52,19 @@ def _join(name: str, command: Callable[..., Any] | typer.Typer) -> None:
     app.command(name, context_settings=settings, add_help_option=not bare)(command)
 
 
+def _open_what_is_closed() -> None:
+    """Streams that a shell has closed (`>&-`), or a file that is opened later would be one of them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lasts
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be of bytes that are no text
+
+
 def main() -> None:
     """The `tcm` program. Loads the command that is asked for, and all of them for help: a health check is quick."""
+    _open_what_is_closed()
     environment.prepare()
     points = {point.name: point for point in [*_OWN, *entry_points(group=_GROUP)]}
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -58,10 +72,10 @@ def main() -> None:
         _join(name, points[name].load())
     code: Any = 0
     try:
-        app()
-    except SystemExit as end:
-        code = end.code
-    try:
+        try:
+            app()
+        except SystemExit as end:
+            code = end.code
         sys.stdout.flush()
     except OSError as error:
         from model.commands.common import exit_code, forget_output, stderr

@@ -56,6 +56,13 @@ def standard_name(name: str) -> tuple[float, str] | None:
     return (float(match["lmbda"]), match["metric"]) if match else None
 
 
+def check_name(name: str, lmbda: float, metric: str) -> None:
+    """Raise ValueError where a name says another λ or metric."""
+    said = standard_name(name)
+    if said and not (math.isclose(said[0], lmbda, rel_tol=1e-3) and said[1] == metric):
+        raise ValueError(f"{name} says λ={said[0]:g} for {said[1]}, not λ={lmbda:g} for {metric}: call it otherwise")
+
+
 def check_claims(name: str, lmbda: float, metric: str, rounding: float | None) -> None:
     """Raise ValueError where no model can be called so, or be trained for that."""
     if not NAME_PATTERN.fullmatch(name):

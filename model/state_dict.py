@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +32,9 @@ _BEGINNINGS = (b"PK", b"\x80")
 """Of files that torch writes: a ZIP archive, or a bare pickle."""
 
 
+_PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The parameters in a .pth.tar, .pt or .safetensors file, under the names of today.
 
@@ -38,12 +42,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     (CDF tables and other buffers) is left out.
 
     Raises:
-        CheckpointUnreadable: the file is damaged, holds no state dict, or holds more than tensors.
+        CheckpointUnreadable: the file is damaged, holds no state dict, or holds more than tensors of plain numbers.
+        CheckpointMismatch: a parameter is there twice.
     """
     try:
         if path.suffix == ".safetensors":
             content: object = load_file(path)
         else:
+            _check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointUnreadable(f"{path}: no such file") from None
@@ -64,8 +70,26 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointUnreadable(f"{path}: holds no state dict")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         raise CheckpointUnreadable(f"{path}: its state dict holds other things than tensors")
+    weights = normalise(content)
+    if odd := [name for name, value in weights.items() if not _is_plain(value)]:
+        listed = ", ".join(odd[:3])
+        raise CheckpointUnreadable(
+            f"{path}: {len(odd)} of its tensors are not of plain floating-point numbers: {listed}"
+        )
     _check_own(path, content)
-    return normalise(content)
+    return weights
+
+
+def _check_archive(path: Path) -> None:
+    """That what torch has written is as it was written: torch does not look at its checksums."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if bad := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of {bad} does not fit")
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.layout == torch.strided and value.device.type == "cpu" and value.dtype in _PLAIN
 
 
 def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
@@ -106,8 +130,11 @@ def normalise(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = key.removeprefix("module.")
         if match := _OLD_BOTTLENECK.match(name):
             name = f"entropy_bottleneck.{_NEW_BOTTLENECK[match[1]]}.{match[2]}"
-        if not _is_buffer(name):
-            normal[name] = value
+        if _is_buffer(name):
+            continue
+        if name in normal:
+            raise CheckpointMismatch(f"{name} is there twice, with and without `module.` or under an old name")
+        normal[name] = value
     return normal
 
 

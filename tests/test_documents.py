@@ -36,3 +36,9 @@ def test_the_house_names_every_file(package: str) -> None:
     assert room
     files = {path.name for path in (ROOT / package).glob("*.py") if not path.name.startswith("__")}
     assert files - set(re.findall(r"\w+\.py", room[1])) == set()
+
+
+def test_the_house_names_every_document() -> None:
+    room = re.search(r"^docs/ (.*\n( .*\n)+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert room
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} == set(re.findall(r"\w+\.md", room[1]))

@@ -30,7 +30,7 @@ def bench(
     precision: Annotated[
         list[str] | None, typer.Option(help="auto, float32, bfloat16 or float16, each as --precision; else auto.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="For each of encode and decode.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0, help="For each of encode and decode.")] = 5.0,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write everything here.", show_default=False)] = None,
     device: Device = "auto",
     model_dir: ModelDir = None,

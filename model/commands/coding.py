@@ -16,6 +16,7 @@ from rich.table import Table
 
 from model import errors
 from model.commands.common import (
+    TOLD,
     Device,
     Json,
     MaxPixels,
@@ -29,7 +30,6 @@ from model.commands.common import (
 )
 from model.container import DEFAULT_MAX_PIXELS, MAGIC
 
-Force = Annotated[bool, typer.Option(help="Replace files that are in OUT, or an OUT that is no .tcm.")]
 _Paths = Annotated[list[str], typer.Argument(metavar="IN… OUT", help="Files, then where to; - is standard in or out.")]
 
 
@@ -68,7 +68,9 @@ def _write(path: str, data: bytes) -> None:
     if Path(path).exists() and not Path(path).is_file():
         Path(path).write_bytes(data)
         return
-    target = Path(path).resolve()  # a link stays one
+    target = Path(os.path.realpath(path))  # a link stays one
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{path} is a link to {target}, whose folder is not there")
     part = target.with_name(f".{secrets.token_hex(8)}.part")
     mode = target.stat().st_mode & 0o777 if target.exists() else None
     try:
@@ -86,7 +88,8 @@ def _write(path: str, data: bytes) -> None:
 def _check(source: str, target: str, suffix: str, *, force: bool, folder: bool) -> None:
     """Refuse to lose what lies at the target; a name that was given by hand may be written over.
 
-    But an image by a bitstream: `tcm encode *.png` of two files, without the folder, names the second as the target.
+    But neither an image by a bitstream nor a bitstream by an image: `tcm encode *.png` of two files, without the
+    folder, names the second as the target.
     """
     if not Path(target).is_file():
         return
@@ -98,6 +101,8 @@ def _check(source: str, target: str, suffix: str, *, force: bool, folder: bool) 
         raise FileExistsError(f"{target} is there already; --force replaces it")
     if suffix == ".tcm" and Path(target).suffix != suffix and not _is_bitstream(target):
         raise FileExistsError(f"{target} is there already, and no .tcm file; --force replaces it")
+    if suffix != ".tcm" and Path(target).stat().st_size and _is_bitstream(target):
+        raise FileExistsError(f"{target} is there already, and a .tcm file; --force replaces it")
 
 
 def _is_bitstream(path: str) -> bool:
@@ -125,7 +130,7 @@ def _each(
             try:
                 _check(source, target, suffix, force=force, folder=folder)
                 _write(target, work(_read(source), target))
-            except (errors.ModelError, OSError, ValueError) as error:
+            except TOLD as error:
                 stderr.print(f"tcm: {source}: {reason(error)}")
                 codes.add(exit_code(error))
             progress.advance(task)
@@ -141,7 +146,7 @@ def encode(
         typer.Option(min=1, max=6, help="1 (small) to 6 (fine): the model whose λ is nearest.", show_default=False),
     ] = None,
     metadata: Annotated[str, typer.Option(help="keep or strip ICC profile (then in sRGB), EXIF and XMP.")] = "keep",
-    force: Force = False,
+    force: Annotated[bool, typer.Option(help="Replace files that are in OUT, or an OUT that is no .tcm.")] = False,
     device: Device = "auto",
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     model_dir: ModelDir = None,
@@ -178,7 +183,7 @@ def decode(
         str | None,
         typer.Option("--format", help="png, webp, jpeg, avif or tiff; else by OUT's name.", show_default=False),
     ] = None,
-    force: Force = False,
+    force: Annotated[bool, typer.Option(help="Replace files that are in OUT, or an OUT that is a .tcm.")] = False,
     device: Device = "auto",
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     model_dir: ModelDir = None,

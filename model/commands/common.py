@@ -32,7 +32,10 @@ EXIT_CODES: dict[type[Exception], int] = {
     errors.DownloadFailed: 7,
     OSError: 6,
     ValueError: 2,
+    MemoryError: 7,
 }
+TOLD = (errors.ModelError, OSError, ValueError, MemoryError)
+"""What a user can mend, and is told in one line."""
 
 _EXTRAS = {"bjontegaard": "eval", "matplotlib": "eval"}
 """The extra of this package that brings a module."""
@@ -93,16 +96,18 @@ def exit_code(error: Exception) -> int:
 
 def reason(error: Exception) -> str:
     """The error in one line, with its stable name first."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error}".removesuffix(": ")
     code = getattr(error, "code", None)
     return f"{code}: {error}" if code else str(error)
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What a user can mend is said in one line; anything else is a bug and keeps its traceback."""
+    """What is `TOLD` is said in one line; anything else is a bug and keeps its traceback."""
     try:
         yield
-    except (errors.ModelError, OSError, ValueError) as error:
+    except TOLD as error:
         stderr.print(f"tcm: {reason(error)}")
         raise typer.Exit(exit_code(error)) from None
     except ModuleNotFoundError as error:

@@ -77,7 +77,7 @@ def import_(
         import torch
 
         from model.checkpoint import save
-        from model.info import standard_name
+        from model.info import check_name, standard_name
         from model.state_dict import fill, read_state_dict
 
         said, own = standard_name(name), _own_info(checkpoint)
@@ -92,6 +92,7 @@ def import_(
             lmbda, metric = said[0] if lmbda is None else lmbda, metric or said[1]
         if lmbda is None or metric is None:
             raise typer.BadParameter(f"{name} does not say λ and metric; give --lmbda and --metric")
+        check_name(name, lmbda, metric)
         target = _target(name, model_dir, force=force)
         weights = read_state_dict(checkpoint)
         half = half or (own is not None and any(value.dtype == torch.float16 for value in weights.values()))

@@ -85,8 +85,6 @@ def evaluate(
         if per_image:
             _print_images(records)
         _print_curves(found)
-        if plot:
-            draw(found, plot, f"{len(images)} images of {folder.name}", published)
         if json_out:
             means = {name: [dataclasses.asdict(p) for p in points] for name, points in found.items()}
             everything = {
@@ -96,10 +94,12 @@ def evaluate(
             }
             json_out.write_text(json.dumps(_finite(everything), indent=1, allow_nan=False))
         if csv_out:
-            with csv_out.open("w", newline="") as file:
+            with csv_out.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 writer = csv.DictWriter(file, [*dataclasses.asdict(records[0]), "bits_per_pixel"])
                 writer.writeheader()
                 writer.writerows({**dataclasses.asdict(r), "bits_per_pixel": r.bits_per_pixel} for r in records)
+        if plot:
+            draw(found, plot, f"{len(images)} images of {folder.name}", published)
 
 
 def _finite(value: Any) -> Any:

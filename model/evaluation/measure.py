@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,9 @@ def measure(
     known = load_records(results)
     records = []
     results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("a+b") as end:
+        if end.tell() and end.seek(-1, os.SEEK_END) >= 0 and end.read() != b"\n":
+            end.write(b"\n")  # behind a record that was cut off
     with results.open("a") as log:
         for path in images:
             of_image: list[Record] = []

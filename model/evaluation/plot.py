@@ -47,7 +47,8 @@ def plot(curves: Curves, out: Path, title: str, published: str | None = None) ->
     for axes, label in ((left, "PSNR (dB)"), (right, "MS-SSIM (dB)")):
         axes.set(xlabel="bits per pixel", ylabel=label)
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower right")
-    figure.suptitle(title)
+        if axes.get_legend_handles_labels()[0]:  # small images have no MS-SSIM
+            axes.legend(loc="lower right")
+    figure.suptitle(title, parse_math=False)  # a folder's name may have dollars
     figure.savefig(out, dpi=110)
     pyplot.close(figure)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from model.config import SIZES, TCMConfig
-from model.info import Metric, check_claims
+from model.info import Metric, check_claims, check_name
 from model.training.schedule import Schedule
 
 NOMINAL_ROUNDING = 6 / math.log(2)
@@ -123,6 +123,7 @@ class Options:
                 f"a crop's side is a multiple of {self.config.alignment} for these windows, not {self.crop}"
             )
         check_claims(self.model_name, self.lmbda, self.metric, self.rounding)
+        check_name(self.model_name, self.lmbda, self.metric)
         if self.metric == "ms-ssim" and self.crop <= 160:
             raise ValueError("MS-SSIM has five scales: it needs crops above 160 pixels")
         if self.metric == "ms-ssim" and (self.start == "block-transform" or self.part == "entropy"):

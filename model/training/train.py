@@ -51,12 +51,14 @@ def train(options: Options, *, quiet: bool = False) -> Path:
 
     Raises:
         Interrupted: a signal has ended it.
-        ValueError: the folder holds a run that is not to be resumed, or the run has diverged.
-        OSError: there are no images, or at its end the run cannot be written.
+        ValueError: the folder holds a run that is not to be resumed, or a model of that name, or the run has diverged.
+        OSError: there are no images, or at its end the run cannot be written; the model may be all the same.
         CheckpointUnreadable, CheckpointMismatch: as `prepare_run` does.
     """
     if not options.resume and any(place.exists() for place in places(options.save / "checkpoint")):
         raise ValueError(f"{options.save} holds a run: go on with it (--resume), or choose another folder (--save)")
+    if not options.resume and model_file(options).exists():
+        raise ValueError(f"{model_file(options)} is there already: choose another name (--name) or folder (--save)")
     place = find_place(options.precision)
     training, kept = split_validation(find_images(options.data), options.validation)
     crops = Crops(training, options.crop, options.seed, options.cache_mb << 20)
@@ -65,11 +67,29 @@ def train(options: Options, *, quiet: bool = False) -> Path:
     with Reporter(options.save, quiet=quiet or not place.first) as report, Interrupt() as interrupt:
         report.record("start", run.step, {"model": options.model_name, "photographs": len(training)})
         number = _loop(run, _batches(crops, run), images, report, interrupt)
-        path = _finish(run, images, report)
+        lost = _save_last(run)
+        path = _finish(run, images, report)  # it may find room where the checkpoint, which is larger, has not
     place.leave()
+    if lost:
+        raise lost
     if number:
         raise Interrupted(run.step, number)
     return path
+
+
+def model_file(options: Options) -> Path:
+    """Where the finished model is written."""
+    return options.save / f"{options.model_name}.safetensors"
+
+
+def _save_last(run: Run) -> OSError | None:
+    """The run as it ends; why it cannot be written, if it cannot."""
+    if run.place.first and run.left_out < _ACCIDENTS:
+        try:
+            save_run(run)
+        except OSError as error:
+            return error
+    return None
 
 
 def _batches(crops: Crops, run: Run) -> Iterator[Tensor]:
@@ -114,8 +134,6 @@ def _loop(run: Run, batches: Iterator[Tensor], images: list[Tensor], report: Rep
                     log.warning("%s: tried again in %.0f s", error, o.save_every)
                 _validate(run, images, report)
                 saved = time.monotonic()
-    if place.first and run.left_out < _ACCIDENTS:
-        save_run(run)
     return int(number)
 
 
@@ -163,7 +181,7 @@ def _validate(run: Run, images: list[Tensor], report: Reporter) -> None:
 def _finish(run: Run, images: list[Tensor], report: Reporter) -> Path:
     """Write the averaged weights as a model, validated as it will be served."""
     o = run.options
-    path = o.save / f"{o.model_name}.safetensors"
+    path = model_file(o)
     if run.place.first:
         _validate(run, images, report)
         with run.average.applied():

@@ -129,6 +129,40 @@ def test_a_small_file_cannot_ask_for_all_the_memory_there_is(monkeypatch):
             fill(small)
 
 
+def test_a_flipped_bit_in_an_archive_of_torchs_is_damage(tmp_path):
+    """Found by trying: torch does not look at its checksums, and published files have no other."""
+    torch.save(make_tiny().state_dict(), tmp_path / "c.pt")
+    data = bytearray((tmp_path / "c.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "c.pt").write_bytes(data)
+    with pytest.raises(CheckpointUnreadable, match=r"checksum of .* does not fit"):
+        read_state_dict(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.to_sparse(), lambda t: t.to(torch.complex64), lambda t: t.int(), lambda t: t.to("meta"),
+        lambda t: t.to(torch.float8_e4m3fn),
+    ],
+)  # fmt: skip
+def test_tensors_of_other_numbers_are_named(tmp_path, change):
+    """Found by trying: most were a traceback; the imaginary part was lost."""
+    weights = make_tiny().state_dict()
+    weights["g_a.0.conv1.bias"] = change(weights["g_a.0.conv1.bias"])
+    torch.save(weights, tmp_path / "c.pt")
+    with pytest.raises(CheckpointUnreadable, match="1 of its tensors are not of plain"):
+        read_state_dict(tmp_path / "c.pt")
+
+
+def test_a_parameter_that_is_there_twice_is_named(tmp_path):
+    weights = make_tiny().state_dict()
+    weights["module.g_a.0.conv1.bias"] = weights["g_a.0.conv1.bias"] + 1
+    torch.save(weights, tmp_path / "c.pt")
+    with pytest.raises(CheckpointMismatch, match="is there twice"):
+        read_state_dict(tmp_path / "c.pt")
+
+
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, {"state_dict": {"a": 1}}, {}])
 def test_files_without_a_state_dict_are_named(tmp_path, content):
     path = tmp_path / "x.pth"

@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from PIL import Image
 
 import model
 from model import errors
 from model.checkpoint import save
+from model.commands import coding
 from model.commands.common import exit_code
 from model.container import Container, write_container
 from model.info import read_info
+from model.pixels import read_image
 from tests.conftest import DATA, make_tiny, psnr
 
 TCM = Path(sys.executable).with_name("tcm")
@@ -142,6 +145,65 @@ def test_a_pattern_without_its_folder_loses_no_photograph(tcm, tmp_path):
     assert not (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_pattern_without_its_folder_loses_no_bitstream(tcm, tmp_path):
+    """Found by trying: `tcm decode *.tcm` of two files made the second one a picture."""
+    original = (GOLDEN / "tcm-xs-mse-0.05.odd.tcm").read_bytes()
+    for name in ("a.tcm", "b.tcm"):
+        (tmp_path / name).write_bytes(original)
+    result = tcm("decode", "--format", "png", "a.tcm", "b.tcm")
+    assert result.returncode == 6
+    assert "b.tcm is there already, and a .tcm file" in one_line(result)
+    assert (tmp_path / "b.tcm").read_bytes() == original
+    assert tcm("decode", "--format", "png", "a.tcm", "b.tcm", "--force").returncode == 0
+    assert tcm("decode", "--format", "png", "a.tcm", "b.tcm").returncode == 0  # a picture, whatever it is called
+
+
+def test_links_that_lead_nowhere(tcm, tmp_path):
+    """Found by trying: a loop of links was a traceback, and ended the work on all other files."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "photo.tcm").symlink_to("loop")
+    (tmp_path / "out" / "loop").symlink_to("photo.tcm")
+    (tmp_path / "out" / "sea.tcm").symlink_to("/nowhere/sea.tcm")
+    result = tcm("encode", DATA / "sea.jpg", DATA / "photo.png", "out")
+    assert result.returncode == 6
+    assert "out/sea.tcm is a link to /nowhere/sea.tcm" in one_line(result)
+    assert (tmp_path / "out" / "photo.tcm").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(tmp_path, closed):
+    """Found by trying: what printed nothing failed for want of somewhere to print it."""
+    program = f'exec "$0" encode "$1" x.tcm {closed}'
+    assert subprocess.run(["sh", "-c", program, TCM, DATA / "photo.png"], cwd=tmp_path, timeout=60).returncode == 0
+    assert (tmp_path / "x.tcm").stat().st_size > 1000
+
+
+def test_memory_that_runs_out_costs_no_other_file(tcm, tmp_path, monkeypatch, capsys):
+    """Found by trying: it was a traceback, and the next file was not looked at."""
+    (tmp_path / "out").mkdir()
+
+    def read(data: bytes, *_, **__):
+        if data.startswith(b"\x89PNG"):
+            raise MemoryError
+        return read_image(data)
+
+    monkeypatch.setattr("model.pixels.read_image", read)
+    files = [str(DATA / "photo.png"), str(DATA / "sea.jpg")]
+    with pytest.raises(typer.Exit) as ended:
+        coding.encode([*files, str(tmp_path / "out")])
+    assert ended.value.exit_code == 7
+    assert "photo.png: not enough memory\n" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sea.tcm"]
+
+
+def test_a_name_that_says_another_lambda_is_refused(tcm, tmp_path):
+    """Found by trying: the file was then refused under its own name."""
+    torch.save(make_tiny().state_dict(), tmp_path / "c.pt")
+    result = tcm("import", "c.pt", "--name", "tcm-tiny-mse-0.02", "--lmbda", "0.05")
+    assert result.returncode == 2
+    assert "tcm-tiny-mse-0.02 says λ=0.02 for mse, not λ=0.05" in one_line(result)
+
+
 def test_what_was_private_stays_so(tcm, tmp_path):
     (tmp_path / "a.tcm").touch(0o600)
     assert tcm("encode", DATA / "photo.png", "a.tcm").returncode == 0
@@ -191,6 +253,13 @@ def test_output_that_nobody_takes_is_one_line(arguments, unbuffered, tmp_path):
             assert result.returncode == 6, result.stderr
             assert len([line for line in result.stderr.splitlines() if line.startswith(b"tcm: ")]) == 1, result.stderr
             assert b"Exception" not in result.stderr
+
+
+def test_help_that_nobody_takes_is_one_line():
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run([TCM, "encode", "--help"], stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert result.returncode == 6
+    assert one_line(result) == "tcm: [Errno 28] No space left on device"
 
 
 def test_a_damaged_model_of_ours_is_not_given_another_fingerprint(tcm, tmp_path):

@@ -82,6 +82,15 @@ class Picky(PillowCoder):
         return super().encode(pixels)
 
 
+def test_what_was_cut_off_costs_one_record(folder, tmp_path):
+    """Found by trying: the next one was written behind it, and lost with it."""
+    results, coders = tmp_path / "r.jsonl", [PillowCoder("JPEG", "JPEG", 50)]
+    measure(coders, images_in(folder), results)
+    results.write_bytes(results.read_bytes()[:-40])
+    measure(coders, images_in(folder), results)
+    assert len(load_records(results)) == 2
+
+
 def test_curves_are_of_the_same_images(folder, tmp_path):
     """What one coder cannot code is left out for all; a folder that is called like a picture stops nothing."""
     (folder / "gone.png").symlink_to("nowhere.png")
@@ -138,7 +147,10 @@ def test_the_command(folder, tmp_path):
     outputs = ["--plot", "rd.png", "--json", "all.json", "--csv", "all.csv", "--results", "r.jsonl"]
     (folder / "broken.png").unlink()
     (folder / "sea.jpg").unlink()
-    command = [tcm, "eval", folder, "--model", "tcm-xs-mse-0.013", "--model", "tcm-xs-mse-0.05", *outputs]
+    strange = folder.rename(tmp_path / "cost $a_{x$")  # no formula, and a name that is no text
+    (strange / "photo.png").rename(strange / "photo\udcff.png")
+    models = [f"--model=tcm-xs-mse-{lmbda}" for lmbda in (0.013, 0.05)]
+    command = [tcm, "eval", strange, "--per-image", *models, *outputs]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
     assert result.returncode == 0, result.stderr
     assert "BD-rate (PSNR) of tcm-xs-mse against JPEG" in result.stdout
@@ -147,6 +159,7 @@ def test_the_command(folder, tmp_path):
     assert [p["images"] for p in told["curves"]["tcm-xs-mse"]] == [1, 1]
     assert told["bd_rate"]["tcm-xs-mse"].keys() >= {"JPEG", "WebP"}
     assert len((tmp_path / "all.csv").read_text().splitlines()) == 1 + len(told["images"])
+    assert r"photo\udcff.png" in result.stdout
     assert curves([]) == {}
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from model import checkpoint
+from model.checkpoint import load
 from model.errors import CheckpointMismatch, CheckpointUnreadable
 from model.info import read_info
 from model.training import train as module
@@ -96,6 +97,24 @@ def test_a_run_is_not_overwritten(photographs, tmp_path):
     train(options(photographs, tmp_path, steps=1), quiet=True)
     with pytest.raises(ValueError, match="--resume"):
         train(options(photographs, tmp_path, steps=1), quiet=True)
+
+
+def test_a_model_is_not_overwritten(photographs, tmp_path):
+    """Found by trying: an installed model of that name was replaced, and nothing was said."""
+    path = train(options(photographs, tmp_path, steps=1), quiet=True)
+    shutil.rmtree(tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match=rf"{path.name} is there already: choose another name"):
+        train(options(photographs, tmp_path, steps=1), quiet=True)
+    train(options(photographs, tmp_path, steps=1, name="other"), quiet=True)
+
+
+def test_a_disk_that_is_too_full_for_the_run_may_take_its_model(photographs, tmp_path, monkeypatch):
+    """Found by trying: the last checkpoint did not fit, and the model, a quarter of it, was not written."""
+    monkeypatch.setattr(module, "save_run", mock.Mock(side_effect=OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        train(options(photographs, tmp_path, steps=1), quiet=True)
+    [path] = tmp_path.glob("*.safetensors")
+    load(path)
 
 
 def test_a_full_disk_costs_no_checkpoint_that_is_there(tmp_path, monkeypatch):
