@@ -2,7 +2,8 @@
 
 What is signed is the path, the end and the id of the key: HMAC-SHA256 over the three, a line feed between, in
 hexadecimal, as `?expires=…&key=…&signature=…`. Several keys are active at once, so that one is replaced without
-breaking URLs: put the new one first, and take the old one out when its last URL has ended.
+breaking URLs: put the new one second, first when every replica knows it, and take the old one out when its last URL has
+ended.
 """
 
 from __future__ import annotations

@@ -75,6 +75,32 @@ def test_the_objects_agree(overlay: str) -> None:
     assert pod["terminationGracePeriodSeconds"] > longest + int(container["lifecycle"]["preStop"]["exec"]["command"][1])
 
 
+@pytest.mark.parametrize("overlay", ["cpu", "gpu"], ids=["cpu-overlay", "gpu-overlay"])
+def test_the_tool_has_the_claims_of_the_replicas_and_may_write(overlay: str) -> None:
+    def mounts(pod: dict[str, Any]) -> dict[str, str]:
+        claims = {v["name"]: v["persistentVolumeClaim"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
+        return {
+            m["mountPath"]: claims[m["name"]]["claimName"]
+            for m in pod["containers"][0]["volumeMounts"]
+            if m["name"] in claims
+        }
+
+    replica = the(overlay, "Deployment")["spec"]["template"]["spec"]
+    tool = yaml.safe_load((ROOT / "docker" / "k8s" / "tool.yaml").read_text())
+    for version in (OLDEST, NEWEST):
+        kubernetes_validate.validate(tool, version, strict=True)
+    assert mounts(tool["spec"]) == mounts(replica) == {"/models": "tcm-models", "/data/store": "tcm-store"}
+    claims = {m["metadata"]["name"] for m in rendered(overlay) if m["kind"] == "PersistentVolumeClaim"}
+    assert claims == set(mounts(replica).values())
+    told = {e["name"]: e["value"] for e in tool["spec"]["containers"][0]["env"]}
+    assert told.items() <= the(overlay, "ConfigMap")["data"].items()
+    for pod, writes in ((replica, False), (tool["spec"], True)):
+        assert pod["securityContext"] == replica["securityContext"]
+        assert pod["containers"][0]["securityContext"] == replica["containers"][0]["securityContext"]
+        [models] = [m for m in pod["containers"][0]["volumeMounts"] if m["mountPath"] == "/models"]
+        assert models.get("readOnly", False) != writes
+
+
 def test_prometheus_finds_the_pods_under_the_name_that_alerts_use() -> None:
     [job] = yaml.safe_load((ROOT / "docker" / "k8s" / "prometheus.yaml").read_text())["scrape_configs"]
     assert f'up{{job="{job["job_name"]}"}}' in (ROOT / "docker" / "prometheus" / "alerts.yml").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import google_crc32c
 import numpy as np
 import pytest
 import torch
@@ -109,6 +110,40 @@ def test_a_flipped_byte_never_passes(place, flip, seed):
         decoder = CODER.decoder(bytes(data))
         decoder.read(indexes)
         decoder.finish()
+
+
+def stream_of(symbol: int, table: int) -> bytes:
+    """A stream of one escaped symbol, however large: no bound is looked at, and no integer has one."""
+    a = CODER.alphabets
+    first, escape, zero = (int(place) for place in a.places[table])
+    above = symbol + zero - escape
+    excess = 2 * above if above >= 0 else 2 * (first - symbol - zero) - 1
+    bits = [(excess.bit_length(), 5)]
+    for place in range(0, excess.bit_length() - 1, 16):
+        count = min(16, excess.bit_length() - 1 - place)
+        bits.append((excess >> place & ((1 << count) - 1), count))
+    interval = int(a.intervals[escape])
+    steps = [(interval & 0xFFFF, interval >> 48), *((value << 16 - count, 1 << 16 - count) for value, count in bits)]
+    state, words = (1 << 32) + google_crc32c.value(np.array([symbol], "<i4").tobytes()), []
+    for begin, frequency in reversed(steps):
+        if state >= frequency << 32:
+            words.insert(0, state & 0xFFFF)
+            state >>= 16
+        state = (state // frequency << 16) + begin + state % frequency
+    return state.to_bytes(6, "little") + np.array(words, "<u2").tobytes()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_symbol_and_the_one_beyond(sign):
+    """Found by breaking the code: no encoder writes what a reader has to refuse."""
+    index, largest = np.array([7], np.int16), sign * ((1 << 30) - 1)
+    data = stream_of(largest, 7)
+    assert data == CODER.encode([(np.array([largest], np.int32), index)])
+    decoder = CODER.decoder(data)
+    assert decoder.read(index).tolist() == [largest]
+    decoder.finish()
+    with pytest.raises(SymbolMismatch):
+        CODER.decoder(stream_of(largest + sign, 7)).read(index)
 
 
 def test_one_index_read_differently_shows():

@@ -69,19 +69,12 @@ def test_recorded_names_are_recorded() -> None:
         assert set(re.findall(r"\btcm:[\w:]+", expression)) <= recorded
 
 
-def test_every_alert_is_tested_and_explained() -> None:
+def test_every_alert_is_tested() -> None:
     tested: set[str] = set()
     for test in yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]:
         tested |= {case["alertname"] for case in test["alert_rule_test"] if case.get("exp_alerts")}
     assert tested == {alert["alert"] for alert in ALERTS}
-    page = ROOT / "docs" / "operations.md"
-    headings = re.findall(r"^#+ `?(\w+)`?\s*$", page.read_text() if page.exists() else "", re.MULTILINE)
-    for alert in ALERTS:
-        anchor = alert["alert"].lower()
-        assert alert["annotations"]["runbook_url"] == f"docs/operations.md#{anchor}"
-        assert alert["labels"]["severity"] in {"page", "ticket"}
-        if page.exists():
-            assert alert["alert"] in headings, "each alert has a section"
+    assert {alert["labels"]["severity"] for alert in ALERTS} == {"page", "ticket"}
 
 
 @pytest.mark.parametrize(
