@@ -21,6 +21,8 @@ OUTPUT_FORMATS: dict[str, dict[str, Any]] = {
     "avif": {"format": "AVIF", "quality": 90, "subsampling": "4:4:4"},
     "tiff": {},  # written by model/tiff.py
 }
+SLOW_FORMATS = frozenset({"webp", "avif"})
+"""Which take longest to write: several seconds for ten megapixels."""
 _MAX_PARSED_EXIF = 256 << 10
 """Bytes of EXIF that a writer takes apart: in Python, at some thirty times their size."""
 _LONGEST = {("jpeg", "exif"): 65_533, ("jpeg", "xmp"): 65_504, ("avif", "exif"): _MAX_PARSED_EXIF}

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from model.container import Container, read_container, write_container
 from model.latent_coder import Analysis
-from model.output import write_image
+from model.output import SLOW_FORMATS, write_image
 from model.pixels import Picture, Pixels
 from model.sandbox import Reading, Sandbox
 from model.stages import Stages
@@ -65,7 +65,8 @@ class Scheduler:
         metrics: where stages and the queue are measured.
         admission: who is let in.
         watchdog: notices work that hangs.
-        workers: threads that read images, as many that take bitstreams apart, and as many that write files.
+        workers: threads that read images, as many that take bitstreams apart, as many that write files, and half as
+            many that write those of formats that take long.
         max_pixels: the second gate for size.
         slowest_rate: see `Device`.
         max_batch_items: that go through the device together.
@@ -105,6 +106,8 @@ class Scheduler:
             max_batch_pixels=max_batch_pixels,
         )
         self._files_out = ThreadPoolExecutor(workers, "files-out", give_way)
+        # begun, they cannot be ended: whoever asks for many of these and leaves keeps nobody else waiting
+        self._slow_out = ThreadPoolExecutor(max(1, workers // 2), "slow-files-out", give_way)
 
     async def encode(self, data: bytes, entry: ZooEntry, *, keep_metadata: bool = True, stages: Stages) -> Encoded:
         """An image file as a bitstream of this model.
@@ -192,7 +195,8 @@ class Scheduler:
             with timed("write_image"):
                 return write_image(codec.unpack(container, padded), file_format)
 
-        return await self._in_thread(self._files_out, "decode", write, stages)
+        threads = self._slow_out if file_format in SLOW_FORMATS else self._files_out
+        return await self._in_thread(threads, "decode", write, stages)
 
     async def _in_thread(self, threads: Executor, op: str, work: Callable[[Stages], T], stages: Stages) -> T:
         def measured() -> T:
@@ -243,3 +247,4 @@ class Scheduler:
         self._images.close()
         self.closed = self._device.close()
         self._files_out.shutdown(cancel_futures=True)
+        self._slow_out.shutdown(cancel_futures=True)

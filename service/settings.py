@@ -149,8 +149,8 @@ class Settings(BaseSettings):
         4,
         ge=1,
         le=64,
-        description="Threads that read image files, as many that take bitstreams apart, and as many that code symbols "
-        "and write files.",
+        description="Threads that read image files, as many that take bitstreams apart, as many that code symbols "
+        "and write files, and half as many that write WebP and AVIF.",
     )
     max_batch_items: PositiveInt = Field(
         8,

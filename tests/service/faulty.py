@@ -3,7 +3,7 @@
 Each fault lasts as long as a file of its name lies in the folder FAULTS: `hold` (the device is busy, and shows that
 it goes on), `hang` (it does not), `freeze` (it keeps the interpreter to itself), `die` (its thread ends), `memory` (no
 room for more than one item), `load` (loading a model hangs), `bug` (it raises what nobody has thought of),
-`wrong` (it works on other pictures than it was given).
+`wrong` (it works on other pictures than it was given), `avif` (its encoder takes very long).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import numpy as np
 
 from model.codec import Codec
 from model.errors import OutOfMemory
+from model.output import write_image as _write_image
 from model.pixels import Picture
+from service import scheduler
 from service.command import run
 
 FAULTS = Path(os.environ["FAULTS"])
@@ -57,7 +59,14 @@ def analyse(codec: Codec, pictures: Any, *, stages: Any = None, heartbeat: Any =
     return _analyse(codec, pictures, stages=stages, heartbeat=heartbeat)
 
 
+def write_image(picture: Picture, file_format: str) -> bytes:
+    while file_format == "avif" and wanted("avif"):
+        time.sleep(0.02)
+    return _write_image(picture, file_format)
+
+
 if __name__ == "__main__":
+    scheduler.write_image = write_image  # type: ignore[attr-defined]
     Codec.load = load  # type: ignore[method-assign,assignment]
     Codec.analyse = analyse  # type: ignore[method-assign,assignment]
     sys.exit(run(sys.argv[1:]))

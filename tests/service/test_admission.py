@@ -233,6 +233,23 @@ def test_an_estimate_that_turns_work_away_loses_weight() -> None:
     assert rate.seconds(1000) < before / 10
 
 
+def test_formats_that_take_long_keep_no_other_waiting(start_faulty: StartFaulty) -> None:
+    """Found by reading: a few large AVIFs, whoever had asked for them gone, and nobody got any file."""
+    server, faults = start_faulty(workers=2)
+    bitstream = encode(server).content
+    with faults.during("avif"):
+        for _ in range(3):
+            with pytest.raises(httpx.ReadTimeout):
+                decode(server, bitstream, "image/avif", timeout=0.5)
+        assert decode(server, bitstream, "image/png").status_code == 200
+        assert encode(server).status_code == 200
+    assert decode(server, bitstream, "image/avif").status_code == 200
+
+
+def decode(server: Server, bitstream: bytes, accept: str, timeout: float = 60) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/decode", content=bitstream, headers={"Accept": accept}, timeout=timeout)
+
+
 def test_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("service.quota.time", SimpleNamespace(monotonic=lambda: now[0]))
