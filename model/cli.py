@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -54,9 +53,10 @@ def _join(name: str, command: Callable[..., Any] | typer.Typer) -> None:
 
 def _open_what_is_closed() -> None:
     """Streams that a shell has closed (`>&-`), or a file that is opened later would be one of them."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    # what is asked for on a closed standard output must fail, not vanish: that one is open for reading alone
+    for name, mode, flag in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lasts
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flag), mode))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be of bytes that are no text

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from model import kinds, metadata, profiles, quirks
 from model.container import DEFAULT_MAX_PIXELS, MAX_SIDE, check_pixels
@@ -94,7 +94,10 @@ def from_pil(image: Image.Image, *, keep_metadata: bool = True) -> Picture:
             another picture to others: HDR, the preview in a raw photograph.
         CorruptImage: it has no pixels, or they are in a file that is damaged or truncated.
         TooManyPixels: a side is longer than a .tcm file can say.
+        ValueError: its file was closed before its pixels were read.
     """
+    if isinstance(image, ImageFile.ImageFile) and image.tile and (image.fp is None or image.fp.closed):
+        raise ValueError("the image's file is closed: call its load() before that")
     return _read(image, MAX_SIDE**2, keep_metadata=keep_metadata)
 
 

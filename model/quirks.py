@@ -11,10 +11,11 @@ from model import avif, colours
 _SCALES = {"L;2": (0x3, 85), "L;4": (0xF, 17)}
 """Greys of PNG that Pillow brings to eight bits, but not the key among them: its bits, and the factor."""
 _MONOCHROME = 0x10
-_BEFORE_FRAMES = 16  # chunks that are looked through for the first frame of a WebP
 _GREY = ("1", "L", "LA", "I;16")
 _APERTURE = "clean_aperture"
 """In `info`: what of an AVIF is to be shown, for who comes with the same image again."""
+_FRAME = "first_frame"
+"""In `info`: where on its canvas that of a WebP lies, likewise."""
 
 
 def loaded(image: Image.Image) -> Image.Image:
@@ -104,22 +105,23 @@ def _within_aperture(image: Image.Image) -> Image.Image:
 
 
 def _loaded_webp(image: ImageFile.ImageFile) -> Image.Image:
-    frame = _first_frame(image.fp) if image.fp and image.tell() == 0 else None
+    if image.fp and not image.fp.closed and _FRAME not in image.info:
+        image.info[_FRAME] = _first_frame(image.fp)
     image.load()
-    return _beyond_frame(image, frame)
+    return image if image.tell() else _beyond_frame(image, image.info.get(_FRAME))
 
 
 def _first_frame(file: IO[bytes]) -> tuple[int, int, int, int] | None:
     """Where on its canvas the first frame of an animated WebP lies."""
     place = 12
-    for _ in range(_BEFORE_FRAMES):
-        file.seek(place)
-        head = file.read(20)
-        if head.startswith(b"ANMF") and len(head) == 20:
+    file.seek(place)
+    while len(head := file.read(20)) == 20:
+        if head.startswith(b"ANMF"):
             x, y, width, height = (int.from_bytes(head[at : at + 3], "little") for at in range(8, 20, 3))
             return 2 * x, 2 * y, 2 * x + width + 1, 2 * y + height + 1
         size = int.from_bytes(head[4:8], "little")
         place += 8 + size + size % 2
+        file.seek(place)
     return None
 
 

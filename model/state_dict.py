@@ -84,7 +84,8 @@ def _check_archive(path: Path) -> None:
     """That what torch has written is as it was written: torch does not look at its checksums."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if bad := archive.testzip():
+            written = any(entry.CRC for entry in archive.infolist())  # torch can be told not to
+            if written and (bad := archive.testzip()):
                 raise zipfile.BadZipFile(f"the checksum of {bad} does not fit")
 
 

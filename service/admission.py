@@ -1,7 +1,8 @@
 """Who is let in: a bound on the requests and pixels that are inside, and what those refused are told.
 
 A request takes its place before its body is read, says how many pixels it has as soon as its header is known, and
-leaves when its answer begins. Who finds no place is refused at once: that costs no parsing, no memory and no thread.
+leaves when its answer begins, or when nothing is left but to store it. Who finds no place is refused at once: that
+costs no parsing, no memory and no thread.
 Unless somebody holds one whose body hardly comes: it is shown out.
 """
 

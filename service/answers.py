@@ -68,6 +68,14 @@ def _invalid(error: RequestValidationError) -> errors.InvalidParameter:
     return errors.InvalidParameter(detail, errors=reasons)
 
 
+def _forget_frames(problem: errors.Problem) -> None:
+    """Or what it failed on would be kept as long as the record of it. Reasons stay, for who is told of the same."""
+    problem.__context__ = None
+    error: BaseException | None = problem
+    while error is not None:
+        error = error.with_traceback(None).__cause__ or error.__context__
+
+
 def answer(scope: Scope, error: Exception) -> Response:
     """The response to an exception. What the client is not told is logged."""
     problem = as_problem(error)
@@ -82,8 +90,7 @@ def answer(scope: Scope, error: Exception) -> Response:
     record.problem = problem
     if isinstance(problem, errors.InternalError | errors.ModelUnavailable):
         log.error(problem.code, exc_info=error)
-    # or what it failed on would be kept as long as the record of it
-    problem.with_traceback(None).__context__ = problem.__cause__ = None
+    _forget_frames(problem)
     return Response(
         problem.document(record.request_id),
         status_code=problem.status,

@@ -49,6 +49,7 @@ def plot(curves: Curves, out: Path, title: str, published: str | None = None) ->
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:  # small images have no MS-SSIM
             axes.legend(loc="lower right")
-    figure.suptitle(title, parse_math=False)  # a folder's name may have dollars
+    # a folder's name may have dollars, and bytes that are no text
+    figure.suptitle(title.encode("utf-8", "backslashreplace").decode(), parse_math=False)
     figure.savefig(out, dpi=110)
     pyplot.close(figure)

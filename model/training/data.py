@@ -32,14 +32,17 @@ def find_images(folder: Path) -> list[Path]:
     Raises:
         FileNotFoundError: there is none.
     """
-    paths, entered = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in entered:  # a link in it leads back up, or two lead here
-            folders.clear()
-            continue
-        entered.add(real)
-        folders.sort()
-        paths += [Path(place, name) for name in names if Path(name).suffix.lower() in _SUFFIXES]
+    paths: list[Path] = []
+    entered: set[str] = set()
+    waiting = [folder]  # links behind all that they may lead to: what can be had without one is
+    while waiting:
+        for place, folders, names in os.walk(waiting.pop(0)):
+            if (real := os.path.realpath(place)) in entered:  # a link leads back up, or two lead here
+                folders.clear()
+                continue
+            entered.add(real)
+            waiting += [path for name in sorted(folders) if (path := Path(place, name)).is_symlink()]
+            paths += [Path(place, name) for name in names if Path(name).suffix.lower() in _SUFFIXES]
     paths.sort()
     if not paths:
         raise FileNotFoundError(f"{folder}: no images ({', '.join(sorted(_SUFFIXES))})")

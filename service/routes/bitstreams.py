@@ -109,7 +109,7 @@ async def keep(
     timeout_ms: TimeoutMs = None,
 ) -> Response:
     """Send an image file, which is encoded as by /v1/encode, or a ready bitstream, which is checked; either is kept."""
-    here.store.require()
+    here.store.require_room()
     entry = choose(here, model, quality)
     record = Record.of(request.scope)
     stages = record.stages
@@ -129,6 +129,7 @@ async def keep(
             here.metrics.bits_per_pixel.labels(entry.name).observe(encoded.bits_per_pixel)
             data, width, height = encoded.data, encoded.width, encoded.height
         record.model = entry.name
+        del upload  # an image may be large
         here.admission.leave()  # the store may take long, and the device works for others meanwhile
         with stages("store"):
             digest = record.bitstream = await here.store.put(data)

@@ -52,9 +52,8 @@ class Store:
             StoreDisabled: this service has no store.
             StoreUnavailable: the medium failed, did not answer in time, or has too many to write already.
         """
+        self.require_room()
         medium = self._open()
-        if self._writing >= MOST_WRITES:
-            raise _unavailable(f"has {self._writing} bitstreams to write")
 
         def write() -> str:
             digest = identify(data)
@@ -124,6 +123,18 @@ class Store:
         """
         self._open()
 
+    def require_room(self) -> None:
+        """Say at once where nothing can be written, before an image is encoded in vain.
+
+        Raises:
+            StoreDisabled: this service has no store.
+            StoreUnavailable: it has too many to write already.
+        """
+        self._open()
+        if self._writing >= MOST_WRITES:
+            self._metrics.store_failures.labels("write", "full").inc()
+            raise _unavailable(f"has {self._writing} bitstreams to write")
+
     def _open(self) -> Medium:
         if self._medium is None:
             raise StoreDisabled("this service keeps no bitstreams: its setting TCM_STORE is `none`")
@@ -139,8 +150,6 @@ class Store:
             self._metrics.store_failures.labels(op, reason).inc()
             log.error("store failed", op=op, reason=reason, error=str(error), store=self.url)
             told = "does not answer" if reason == "timeout" else "fails"
-            # in a circle with the frames that it came through, which hold the bytes
-            error.with_traceback(None).__cause__ = error.__context__ = None
             raise _unavailable(told) from error
         finally:
             self._metrics.store_duration.labels(op).observe(time.perf_counter() - start)

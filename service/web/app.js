@@ -172,4 +172,4 @@ async function start() {
 }
 
 $("key").addEventListener("change", start);
-start();
+models().catch(fail);

@@ -178,6 +178,14 @@ def test_streams_that_are_closed(tmp_path, closed):
     assert (tmp_path / "x.tcm").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("arguments", [("encode", DATA / "photo.png", "-"), ("models", "--json"), ("encode", "--help")])
+def test_what_is_asked_for_on_a_closed_stream_fails(arguments):
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", TCM, *arguments]
+    result = subprocess.run(command, stderr=subprocess.PIPE, timeout=60)
+    assert result.returncode == 6
+    assert "Bad file descriptor" in one_line(result)
+
+
 def test_memory_that_runs_out_costs_no_other_file(tcm, tmp_path, monkeypatch, capsys):
     """Found by trying: it was a traceback, and the next file was not looked at."""
     (tmp_path / "out").mkdir()
@@ -188,6 +196,7 @@ def test_memory_that_runs_out_costs_no_other_file(tcm, tmp_path, monkeypatch, ca
         return read_image(data)
 
     monkeypatch.setattr("model.pixels.read_image", read)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # which the command lifts
     files = [str(DATA / "photo.png"), str(DATA / "sea.jpg")]
     with pytest.raises(typer.Exit) as ended:
         coding.encode([*files, str(tmp_path / "out")])

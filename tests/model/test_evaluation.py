@@ -147,7 +147,7 @@ def test_the_command(folder, tmp_path):
     outputs = ["--plot", "rd.png", "--json", "all.json", "--csv", "all.csv", "--results", "r.jsonl"]
     (folder / "broken.png").unlink()
     (folder / "sea.jpg").unlink()
-    strange = folder.rename(tmp_path / "cost $a_{x$")  # no formula, and a name that is no text
+    strange = folder.rename(tmp_path / "cost $a_{x$\udcff")  # no formula, and a name that is no text
     (strange / "photo.png").rename(strange / "photo\udcff.png")
     models = [f"--model=tcm-xs-mse-{lmbda}" for lmbda in (0.013, 0.05)]
     command = [tcm, "eval", strange, "--per-image", *models, *outputs]

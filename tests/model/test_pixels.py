@@ -312,7 +312,9 @@ def test_an_animation_is_transparent_where_its_first_frame_is_not():
         canvas = bytes([flags, 0, 0, 0]) + number(32 - 1) + number(24 - 1)
         frame = chunk(b"ANMF", place + still)
         body = b"WEBP" + chunk(b"VP8X", canvas) + chunk(b"ANIM", bytes(6)) + frame + frame
-        for picture in (read_image(chunk(b"RIFF", body)), from_pil(Image.open(io.BytesIO(chunk(b"RIFF", body))))):
+        data = chunk(b"RIFF", body)
+        opened = Image.open(io.BytesIO(data))
+        for picture in (read_image(data), from_pil(opened), from_pil(opened)):
             expected = np.zeros((24, 32), np.uint8)
             expected[6:14, 4:14] = 255
             np.testing.assert_array_equal(picture.alpha, expected)
@@ -325,6 +327,17 @@ def test_an_animation_is_transparent_where_its_first_frame_is_not():
 def test_what_cannot_be_a_picture_is_named_from_python_too(size, limit):
     with pytest.raises(limit):
         from_pil(Image.new("RGB", size))
+
+
+def test_a_webp_whose_file_is_closed_is_sound(tmp_path):
+    (tmp_path / "a.webp").write_bytes(file_of(gradient("RGB"), "WEBP", lossless=True))
+    with (tmp_path / "a.webp").open("rb") as file:
+        image = Image.open(file)
+    np.testing.assert_array_equal(from_pil(image).rgb, np.asarray(gradient("RGB")))  # Pillow has read all of it
+    with Image.open(DATA / "photo.png") as unread:
+        pass
+    with pytest.raises(ValueError, match="file is closed"):
+        from_pil(unread)
 
 
 def test_half_a_file_is_named_from_python_too():

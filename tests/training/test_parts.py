@@ -81,6 +81,7 @@ def test_linked_folders_are_searched_once(tmp_path):
         Image.new("RGB", (8, 8)).save(path)
     (inside / "linked").symlink_to(outside)
     (inside / "own" / "up").symlink_to(inside)
+    (inside / "an alias").symlink_to(inside / "own")
     assert find_images(inside) == [inside / "linked" / "b.jpg", inside / "own" / "a.png"]
 
 
