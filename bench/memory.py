@@ -10,24 +10,21 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-UNIT = 1 if sys.platform == "darwin" else 1024
-
 
 def work(op: str, model: str | None, width: int, height: int, file: Path) -> tuple[float, float, float]:
     """Seconds, and GB at the peak: before the work, and after it."""
+    from model.benchmark.machine import peak_memory
     from model.benchmark.speed import picture
     from model.codec import Codec
     from model.container import read_container
     from model.zoo import Zoo
 
     codec = Codec.load(Zoo().get(model) if model else Zoo().default())
-    before = peak()
+    before = peak_memory(codec.device)
     if op == "encode":
         import numpy as np
 
@@ -41,11 +38,7 @@ def work(op: str, model: str | None, width: int, height: int, file: Path) -> tup
     else:
         start = time.perf_counter()
         codec.decode_container(read_container(file.read_bytes(), width * height))
-    return time.perf_counter() - start, before, peak()
-
-
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT / 1e9
+    return time.perf_counter() - start, before / 1e9, peak_memory(codec.device) / 1e9
 
 
 def main() -> None:

@@ -26,14 +26,13 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import quantiles
 from urllib.parse import urlencode, urlsplit
 
 import httpx
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.load import Answer, Client
+from bench.load import Answer, Client, percentile
 from model.benchmark.machine import describe
 from model.devices import pick_device
 
@@ -99,12 +98,6 @@ class Row:
         failed = " ".join(f"{count}x{reason}" for reason, count in self.failed.items()) or "-"
         return [self.op, self.load, str(self.answered), f"{self.per_second:.2f}", *(f"{n:.1f}" for n in numbers),
                 f"{self.batch_items:.2f}", failed]  # fmt: skip
-
-
-def percentile(values: Sequence[float], percent: int) -> float:
-    if len(values) < 2:
-        return values[0] if values else float("nan")
-    return quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 class Load:

@@ -63,6 +63,8 @@ def serve(before: str) -> tuple[float, float]:
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command(before, *arguments), env=environment, **silent) as server:
         while not is_ready(port):
+            if server.poll() is not None:
+                raise SystemExit(f"the service has ended with code {server.returncode}")
             time.sleep(0.05)
         took = time.perf_counter() - start
         status = Path(f"/proc/{server.pid}/status").read_text()

@@ -107,19 +107,20 @@ def tells_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def memory_errors(device: torch.device) -> Iterator[None]:
+def memory_errors(
+    device: torch.device, advice: str = "smaller images need less, and so do smaller batches"
+) -> Iterator[None]:
     """Turn a failed allocation, or a device that has failed for good, into a named error.
 
     Raises:
         OutOfMemory: the device, or the machine, has no memory left.
         DeviceLost: the device does nothing any more.
     """
-    message = f"{device} has not enough memory left for this: smaller images need less, and so do smaller batches"
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if tells_of_memory(error):
-            raise OutOfMemory(message) from error
+            raise OutOfMemory(f"{device} has not enough memory left for this: {advice}") from error
         if not _answers(device):
             raise DeviceLost(f"{device} does nothing any more: {error}") from error
         raise

@@ -15,6 +15,9 @@ from model.errors import CorruptImage, ModelError, TooManyPixels, UnsupportedIma
 INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 """What is read: formats with a memory-safe enough decoder in Pillow; none that starts another program (EPS)."""
 
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".ppm"})
+"""Of photographs, in folders of them."""
+
 _KNOWN = f"known are {', '.join(INPUT_FORMATS)}"
 _RAW = "a raw photograph, which is not read here: develop it to TIFF or JPEG first"
 _PREVIEW = "its first picture is only a preview of another, as in raw photographs: develop it to TIFF or JPEG first"

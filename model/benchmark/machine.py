@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import resource
 import sys
@@ -51,9 +52,20 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def forget_peak(device: torch.device) -> None:
+    """What `peak_memory` says begins anew with what is held now; only Linux can, of a process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> int:
-    """Most memory taken so far: of the GPU, or of this process, bytes."""
+    """Most memory held since `forget_peak`, or ever: of the GPU, or of this process, bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")) << 10
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

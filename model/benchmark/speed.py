@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import fused
-from model.benchmark.machine import peak_memory, synchronise
+from model.benchmark.machine import forget_peak, peak_memory, synchronise
 from model.codec import Codec
 from model.container import read_container
 from model.latent_coder import Analysis
@@ -38,7 +38,7 @@ class Speed:
         encode_stages: seconds of each stage, in the run of the median.
         decode_stages: likewise.
         flop: of one encode and one decode of one picture; what is left out or folded is not counted.
-        peak_bytes: most memory taken so far.
+        peak_bytes: most memory held meanwhile, the weights' own and what others left included.
     """
 
     model: str
@@ -79,6 +79,7 @@ def picture(width: int, height: int) -> Picture:
 
 def measure(codec: Codec, width: int, height: int, batch: int, seconds: float) -> Speed:
     """Time encode and decode for about `seconds` each, after two warm-ups."""
+    forget_peak(codec.device)
     one = picture(width, height)
     pictures = [one] * batch
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, features
 
 from model.codec import Codec
-from model.container import read_container
+from model.devices import memory_errors
 from model.info import standard_name
 from model.pixels import Picture, Pixels
 
@@ -55,18 +55,20 @@ class TCMCoder:
         return f"{self.codec.info.name}@{self.codec.info.fingerprint}{device}"
 
     def encode(self, pixels: Pixels) -> bytes:
-        """A whole .tcm file."""
-        return self.codec.encode_picture(Picture(pixels))
+        """A whole .tcm file; a picture without a colour is coded as grey, as its file would be."""
+        grey = bool((pixels == pixels[..., :1]).all())
+        return self.codec.encode_picture(Picture(pixels, grey=grey))
 
     def decode(self, data: bytes) -> Pixels:
         """Its pixels."""
-        return self.codec.decode_container(read_container(data)).rgb
+        return np.array(self.codec.decode(data).convert("RGB"))
 
     @torch.inference_mode()
     def estimate(self, pixels: Pixels) -> float:
         """Bits that the network's likelihoods promise, for comparison with those of the real file."""
-        x = torch.from_numpy(pixels).to(self.codec.device).permute(2, 0, 1)[None].float() / 255
-        nats: float = sum(-v.log().sum().item() for v in self.codec.net(x).likelihoods.values())
+        with memory_errors(self.codec.device):
+            x = torch.from_numpy(pixels).to(self.codec.device).permute(2, 0, 1)[None].float() / 255
+            nats: float = sum(-v.log().sum().item() for v in self.codec.net(x).likelihoods.values())
         return nats / math.log(2)
 
 

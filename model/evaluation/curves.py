@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 
 import bjontegaard
 
@@ -16,7 +16,11 @@ from model.evaluation.measure import Record
 
 @dataclass(frozen=True)
 class Point:
-    """Means over all images at one setting, as the field averages: bits per pixel, and dB, image by image."""
+    """Means over all images at one setting, as the field averages: bits per pixel, and dB, image by image.
+
+    Seconds are medians: the first image pays for what all others find warm. There is no MS-SSIM where an image is too
+    small to have one.
+    """
 
     setting: str
     bits_per_pixel: float
@@ -65,9 +69,9 @@ def _mean(setting: str, records: list[Record]) -> Point:
         setting=setting,
         bits_per_pixel=fmean(r.bits_per_pixel for r in records),
         psnr=fmean(r.psnr for r in records),
-        ms_ssim=fmean(similarities) if similarities else None,
-        encode_s=fmean(r.encode_s for r in records),
-        decode_s=fmean(r.decode_s for r in records),
+        ms_ssim=fmean(similarities) if len(similarities) == len(records) else None,
+        encode_s=median(r.encode_s for r in records),
+        decode_s=median(r.decode_s for r in records),
         images=len(records),
         estimate_error=sum(estimates) / real - 1 if estimates else None,
     )

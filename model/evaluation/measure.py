@@ -15,6 +15,7 @@ from pathlib import Path
 from model.errors import DeviceLost, ModelError, OutOfMemory
 from model.evaluation.coders import Coder, TCMCoder
 from model.evaluation.metrics import ms_ssim, psnr
+from model.kinds import SUFFIXES
 from model.pixels import Pixels, read_image
 
 _ESTIMATED = 3 * 4_000_000
@@ -68,8 +69,7 @@ def images_in(folder: Path) -> list[Path]:
     Raises:
         ValueError: there are none.
     """
-    suffixes = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".ppm"}
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     if not found:
         raise ValueError(f"{folder} holds no images")
     return found

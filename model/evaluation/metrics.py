@@ -9,7 +9,8 @@ from pytorch_msssim import ms_ssim as _ms_ssim
 
 from model.pixels import Pixels
 
-_MS_SSIM_SIDE = 161  # five scales of an 11-pixel window
+MS_SSIM_SIDE = 161
+"""Pixels that it needs: five scales of an 11-pixel window."""
 
 
 def psnr(a: Pixels, b: Pixels) -> float:
@@ -20,7 +21,7 @@ def psnr(a: Pixels, b: Pixels) -> float:
 
 def ms_ssim(a: Pixels, b: Pixels) -> float | None:
     """Multi-scale structural similarity (Wang et al. 2003), 0 to 1; None for images too small to have five scales."""
-    if min(a.shape[:2]) < _MS_SSIM_SIDE:
+    if min(a.shape[:2]) < MS_SSIM_SIDE:
         return None
     x, y = (torch.from_numpy(image).permute(2, 0, 1)[None].float() for image in (a, b))
     return float(_ms_ssim(x, y, data_range=255))

@@ -48,7 +48,7 @@ class RunState:
 
 
 def places(folder: Path) -> tuple[Path, Path, Path]:
-    """Where a checkpoint may lie, the newest first, after a kill at any time."""
+    """Where a checkpoint may lie after a kill at any time, in the order in which it is looked for."""
     return folder, folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
 
 

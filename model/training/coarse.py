@@ -126,7 +126,7 @@ def _check(outer_down: _Map, outer_up: _Map, down: _Shortcut, up: _Shortcut, siz
     if not error < _TOLERANCE:
         raise ValueError(
             f"the outer stages are not the linear block transform of a fresh start (off by {error:.2g}): "
-            "train them too, with a coarse phase of 0 stages"
+            "train all of it (--part all)"
         )
 
 

@@ -51,7 +51,7 @@ def train(
     crop: Annotated[int, typer.Option(help="Side of a crop in pixels.")] = 256,
     lr: Annotated[float, typer.Option(help="Adam's rate.")] = 1e-4,
     lr_aux: Annotated[float, typer.Option(help="Rate of the auxiliary Adam.")] = 1e-3,
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient; 0: any.")] = 1.0,
     warmup: Annotated[int, typer.Option(help="Steps in which the rate rises from zero.")] = 0,
     cool_from: Annotated[
         float, typer.Option(help="Share of a run by steps or minutes from which the rate falls.")
@@ -68,11 +68,8 @@ def train(
     ] = False,
     fit_synthesis: Annotated[bool, typer.Option(help="Fit g_s by least squares first.")] = False,
     balance: Annotated[float, typer.Option(help="Rates by what each layer bears; 0: one rate for all.")] = 0.0,
-    rates_from: Annotated[
-        Path | None, typer.Option(help="Rates by layer that another run measured: its rates.json.")
-    ] = None,
     part: Annotated[
-        Part, typer.Option(help="What learns; `coarse` and `entropy` need a block-transform start.")
+        Part, typer.Option(help="What learns; `coarse` and `middle` need a block-transform start.")
     ] = "all",
     attention: Annotated[bool, typer.Option(help="Use the gated branch of the slice attentions.")] = True,
     rounding: Annotated[
@@ -130,7 +127,6 @@ def train(
             clip=clip,
             average=average,
             balance=balance,
-            rates_from=rates_from,
             start=start,
             init_from=init_from,
             spread=spread,

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from model.errors import ModelError
+from model.kinds import SUFFIXES
 from model.pixels import read_image
 
 log = logging.getLogger(__name__)
 
-_SUFFIXES = {".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
+_CACHE = 1 << 30
 _MAX_PIXELS = 1 << 28  # of a photograph: the folder is the user's own
 
 
@@ -42,10 +43,10 @@ def find_images(folder: Path) -> list[Path]:
                 continue
             entered.add(real)
             waiting += [path for name in sorted(folders) if (path := Path(place, name)).is_symlink()]
-            paths += [Path(place, name) for name in names if Path(name).suffix.lower() in _SUFFIXES]
+            paths += [Path(place, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
     paths.sort()
     if not paths:
-        raise FileNotFoundError(f"{folder}: no images ({', '.join(sorted(_SUFFIXES))})")
+        raise FileNotFoundError(f"{folder}: no images ({', '.join(sorted(SUFFIXES))})")
     return paths
 
 
@@ -74,18 +75,21 @@ class Crops(Dataset[Tensor]):
         paths: the photographs.
         crop: side of a crop in pixels.
         seed: decides the order of the files and every crop.
-        cache_bytes: decoded photographs kept in memory (in each worker).
+        cache_bytes: decoded photographs kept in memory, by each loading process.
     """
 
-    def __init__(self, paths: list[Path], crop: int, seed: int, cache_bytes: int = 1 << 30) -> None:
+    def __init__(self, paths: list[Path], crop: int, seed: int, cache_bytes: int = _CACHE) -> None:
         self.paths, self.crop, self.seed = paths, crop, seed
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.arange(0))
         self._room = cache_bytes
         self._cache: dict[int, NDArray[np.uint8]] = {}
         self._bad: set[int] = set()
 
     def __getitem__(self, index: int) -> Tensor:
         epoch, place = divmod(index, len(self.paths))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.paths))
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.paths))
+        order = self._order[1]
         rng = np.random.default_rng((self.seed, epoch, place))
         for offset in range(len(self.paths)):
             image = self._image(int(order[(place + offset) % len(order)]))

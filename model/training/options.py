@@ -48,10 +48,9 @@ class Options:
         crop: side of a crop in pixels, a multiple of the network's alignment.
         lr: Adam's rate.
         lr_aux: rate of the auxiliary Adam, for the quantiles of z.
-        clip: largest norm of the gradient.
+        clip: largest norm of the gradient; 0: any.
         average: decay of the moving average of the weights.
         balance: rates by layer and latent channel (see `rates`), or 0: one rate for all, as in the paper.
-        rates_from: take the rates by layer from this file (`rates.json` of another run) instead of measuring them.
         start: random initial weights, or the block transform (see `start`).
         init_from: a model file to start from instead, of the same widths; another λ's is rescaled.
         spread: deal the channels of y out to the slices by strength, few strong ones first (see `spread`).
@@ -66,7 +65,6 @@ class Options:
         validation: photographs kept out of training to measure on.
         save_every, log_every: seconds between checkpoints, steps between lines of the log.
         workers: loading processes; None: none on a CPU, most cores on a GPU.
-        cache_mb: decoded photographs kept in memory by each loading process.
         precision: "fp32", "bf16", or "auto": bf16 on a GPU that has it (on a CPU it measured slower).
     """
 
@@ -92,7 +90,6 @@ class Options:
     clip: float = 1.0
     average: float = 0.998
     balance: float = 0.0
-    rates_from: Path | None = None
     start: Start = "random"
     init_from: Path | None = None
     spread: bool = False
@@ -107,7 +104,6 @@ class Options:
     save_every: float = 300.0
     log_every: int = 50
     workers: int | None = None
-    cache_mb: int = 1024
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:

@@ -29,14 +29,16 @@ class Reporter:
     """Use as a context; `line` at every step, `record` for what is kept.
 
     Args:
-        folder: of the run; `log.jsonl` and the TensorBoard files go there.
-        quiet: no live line (other processes of a DDP run, tests).
+        folder: of the run; `log.jsonl` and the TensorBoard files go there. None where another process speaks for it.
+        quiet: no live line.
     """
 
-    def __init__(self, folder: Path, *, quiet: bool = False) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._log = (folder / "log.jsonl").open("a", encoding="utf-8")
-        self._board = _tensorboard(folder)
+    def __init__(self, folder: Path | None, *, quiet: bool = False) -> None:
+        quiet = quiet or folder is None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._log = folder and (folder / "log.jsonl").open("a", encoding="utf-8")
+        self._board = _tensorboard(folder) if folder else None
         self.console = Console(stderr=True, quiet=quiet, markup=False, emoji=False, highlight=False)
         self._progress = Progress(
             TextColumn("step {task.fields[step]}"),
@@ -59,7 +61,8 @@ class Reporter:
     ) -> None:
         self._progress.stop()
         with contextlib.suppress(OSError):
-            self._log.close()
+            if self._log:
+                self._log.close()
         if self._board is not None:
             self._board.close()
 
@@ -78,6 +81,8 @@ class Reporter:
 
     def record(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         """Keep figures: one line of the log, one point of each TensorBoard curve; validations are printed too."""
+        if not self._log:
+            return
         kept = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in figures.items()}
         line = json.dumps({"kind": kind, "step": step, **kept}, allow_nan=False)  # JSON has no NaN
         try:

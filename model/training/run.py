@@ -122,10 +122,10 @@ def _balance(
     `view` has the names of its layers, `lowered` computes.
     """
     measured = options.save / "rates.json"
-    known = measured if state is not None and measured.exists() else options.rates_from
+    known = state is not None and measured.exists()
     deviation = state.deviation if state is not None else None
     by_layer = options.part != "entropy"
-    if deviation is None or (by_layer and known is None):
+    if deviation is None or (by_layer and not known):
         sample = Crops(photographs, options.crop, options.seed)
         x = place.put(torch.stack([sample[i] for i in range(16)]))
         settle_quantiles(view.entropy_bottleneck)
@@ -140,13 +140,13 @@ def _balance(
     def loss() -> float:
         return float(rate_distortion(lowered(x[:3]), x[:3], options.lmbda, options.metric).total)
 
-    if known is not None:
-        rates = read_rates(known)
+    if known:
+        rates = read_rates(measured)
     else:
         rates = bearable_rates(view, loss, options.balance)
         rates = dict(zip(rates, place.mean(list(rates.values())), strict=True))
-    if place.first and known != measured:
-        write_rates(measured, rates)
+        if place.first:
+            write_rates(measured, rates)
     return channels, capped(rates, options.lr)
 
 

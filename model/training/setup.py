@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,7 +127,8 @@ def loading_processes(options: Options, place: Place) -> int:
     """Worker processes for the data: none beside a CPU run, which needs its cores; most of a GPU machine's."""
     if options.workers is not None:
         return options.workers
-    return 0 if place.device.type == "cpu" else max(2, min(16, cores() // place.processes - 1))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", place.processes))  # processes on this machine
+    return 0 if place.device.type == "cpu" else max(2, min(16, cores() // local - 1))
 
 
 def _sample(options: Options, photographs: list[Path]) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from model.checkpoint import save as save_model
+from model.devices import memory_errors
 from model.training.checkpoints import places
 from model.training.data import Crops, Indexes, find_images, split_validation
 from model.training.device import find_place
@@ -54,6 +56,7 @@ def train(options: Options, *, quiet: bool = False) -> Path:
         ValueError: the folder holds a run that is not to be resumed, or a model of that name, or the run has diverged.
         OSError: there are no images, or at its end the run cannot be written; the model may be all the same.
         CheckpointUnreadable, CheckpointMismatch: as `prepare_run` does.
+        OutOfMemory, DeviceLost: the device has no memory left, or does nothing any more.
     """
     if not options.resume and any(place.exists() for place in places(options.save / "checkpoint")):
         raise ValueError(f"{options.save} holds a run: go on with it (--resume), or choose another folder (--save)")
@@ -61,14 +64,15 @@ def train(options: Options, *, quiet: bool = False) -> Path:
         raise ValueError(f"{model_file(options)} is there already: choose another name (--name) or folder (--save)")
     place = find_place(options.precision)
     training, kept = split_validation(find_images(options.data), options.validation)
-    crops = Crops(training, options.crop, options.seed, options.cache_mb << 20)
-    run = prepare_run(options, place, training)
+    crops = Crops(training, options.crop, options.seed)
     images = load_validation(kept, options.config.alignment, options.metric) if place.first else []
-    with Reporter(options.save, quiet=quiet or not place.first) as report, Interrupt() as interrupt:
-        report.record("start", run.step, {"model": options.model_name, "photographs": len(training)})
-        number = _loop(run, _batches(crops, run), images, report, interrupt)
-        lost = _save_last(run)
-        path = _finish(run, images, report)  # it may find room where the checkpoint, which is larger, has not
+    with memory_errors(place.device, "a smaller --batch or --crop needs less"):
+        run = prepare_run(options, place, training)
+        with Reporter(options.save if place.first else None, quiet=quiet) as report, Interrupt() as interrupt:
+            report.record("start", run.step, {"model": options.model_name, "photographs": len(training)})
+            number = _loop(run, _batches(crops, run), images, report, interrupt)
+            lost = _save_last(run)
+            path = _finish(run, images, report)  # it may find room where the checkpoint, which is larger, has not
     place.leave()
     if lost:
         raise lost
@@ -95,6 +99,7 @@ def _save_last(run: Run) -> OSError | None:
 def _batches(crops: Crops, run: Run) -> Iterator[Tensor]:
     o, place = run.options, run.place
     workers = loading_processes(o, place)
+    _ = crops[0]  # what is wrong with all of them is said here, not by a process of many
     return iter(
         DataLoader(
             crops,
@@ -104,8 +109,14 @@ def _batches(crops: Crops, run: Run) -> Iterator[Tensor]:
             pin_memory=place.device.type == "cuda",
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
+            worker_init_fn=_outlive_signals,
         )
     )
+
+
+def _outlive_signals(_: int) -> None:
+    """One to the whole group (torchrun, systemd, Slurm) must not end the loading before the run has been saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _loop(run: Run, batches: Iterator[Tensor], images: list[Tensor], report: Reporter, stop: Interrupt) -> int:
@@ -133,7 +144,7 @@ def _loop(run: Run, batches: Iterator[Tensor], images: list[Tensor], report: Rep
                 except OSError as error:  # a disk that is full now need not be so in a while
                     log.warning("%s: tried again in %.0f s", error, o.save_every)
                 _validate(run, images, report)
-                saved = time.monotonic()
+                saved, recent = time.monotonic(), Recent()  # images a second are those of training
     return int(number)
 
 
@@ -152,7 +163,7 @@ def _take_step(run: Run, x: Tensor) -> tuple[Loss, float]:
     loss.total.backward()  # type: ignore[no-untyped-call]
     place.share_gradients(run.view)
     parameters = [p for group in run.main.param_groups for p in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, o.clip))
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, o.clip or math.inf))
     if math.isfinite(norm):
         held = run.channels.before() if run.channels else []
         run.main.step()
@@ -179,7 +190,7 @@ def _validate(run: Run, images: list[Tensor], report: Reporter) -> None:
 
 
 def _finish(run: Run, images: list[Tensor], report: Reporter) -> Path:
-    """Write the averaged weights as a model, validated as it will be served."""
+    """Validate the averaged weights, and write them as a model."""
     o = run.options
     path = model_file(o)
     if run.place.first:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.evaluation.metrics import MS_SSIM_SIDE
 from model.network import TCM
 from model.training.data import UNREADABLE, read_rgb
 from model.training.device import Place
@@ -18,7 +19,6 @@ from model.training.loss import rate_distortion
 
 log = logging.getLogger(__name__)
 
-_LEAST_OF_MS_SSIM = 161  # pixels a side, for its five scales
 _LARGEST = 512  # pixels a side: a validation takes seconds, also on a CPU
 
 
@@ -36,7 +36,7 @@ def load_validation(paths: Sequence[Path], alignment: int, metric: str = "mse") 
 
     One that is damaged, or too small for a tile or for the metric, is named in the log and left out.
     """
-    least = math.ceil((_LEAST_OF_MS_SSIM if metric == "ms-ssim" else 1) / alignment) * alignment
+    least = math.ceil((MS_SSIM_SIDE if metric == "ms-ssim" else 1) / alignment) * alignment
     images = []
     for path in paths:
         try:

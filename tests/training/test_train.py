@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from model import checkpoint
 from model.checkpoint import load
-from model.errors import CheckpointMismatch, CheckpointUnreadable
+from model.errors import CheckpointMismatch, CheckpointUnreadable, OutOfMemory
 from model.info import read_info
 from model.training import train as module
 from model.training.adam import named_state
@@ -35,6 +35,7 @@ from model.training.options import Options
 from model.training.rates import read_rates
 from model.training.run import Run, prepare_run
 from model.training.train import train
+from tests.service.conftest import wait_for
 from tests.training.conftest import SMALL
 
 
@@ -97,6 +98,45 @@ def test_a_run_is_not_overwritten(photographs, tmp_path):
     train(options(photographs, tmp_path, steps=1), quiet=True)
     with pytest.raises(ValueError, match="--resume"):
         train(options(photographs, tmp_path, steps=1), quiet=True)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_ends_a_run_in_order(photographs, tmp_path, kind):
+    """Found by trying: the loading processes died of SIGTERM, torch raised for them, and nothing was written."""
+    program = """if True:
+        import sys
+        from pathlib import Path
+
+        from model.training.interrupt import Interrupted
+        from model.training.train import train
+        from tests.training.test_train import options
+
+        try:
+            train(options(Path(sys.argv[1]), Path(sys.argv[2]), steps=100_000, workers=1, log_every=1), quiet=True)
+        except Interrupted:
+            sys.exit(0)
+    """
+    command = [sys.executable, "-c", program, str(photographs), str(tmp_path)]
+    run = subprocess.Popen(command, start_new_session=True)
+    log = tmp_path / "log.jsonl"
+    wait_for(lambda: log.exists() and '"train"' in log.read_text(), 120)
+    os.killpg(run.pid, kind)
+    assert run.wait(60) == 0
+    assert (tmp_path / "checkpoint").is_dir()
+    assert list(tmp_path.glob("*.safetensors"))
+
+
+def test_no_limit_of_the_gradient_is_no_gradient(photographs, tmp_path):
+    """Found by trying: --clip 0 ended in the weights that it had begun with."""
+    first, last = (train(options(photographs, tmp_path / str(n), steps=n, clip=0.0), quiet=True) for n in (0, 2))
+    assert read_info(first).fingerprint != read_info(last).fingerprint
+
+
+def test_memory_that_runs_out_is_named(photographs, tmp_path, monkeypatch):
+    error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+    monkeypatch.setattr(module, "_take_step", mock.Mock(side_effect=error))
+    with pytest.raises(OutOfMemory, match="a smaller --batch or --crop"):
+        train(options(photographs, tmp_path), quiet=True)
 
 
 def test_a_model_is_not_overwritten(photographs, tmp_path):
@@ -191,8 +231,8 @@ def test_a_run_that_goes_on_starts_nothing_anew(photographs, tmp_path, monkeypat
 
 
 def test_a_balanced_run_that_was_killed_goes_on_to_the_same_weights(photographs, tmp_path, monkeypatch):
-    changes: dict[str, Any] = {"part": "coarse", "balance": 0.3, "rates_from": tmp_path / "whole" / "rates.json"}
-    whole = train(options(photographs, tmp_path / "whole", **{**changes, "rates_from": None}), quiet=True)
+    changes: dict[str, Any] = {"part": "coarse", "balance": 0.3}
+    whole = train(options(photographs, tmp_path / "whole", **changes), quiet=True)
     with killed_after_three_steps(monkeypatch):
         train(options(photographs, tmp_path / "cut", **changes), quiet=True)
     resumed = train(options(photographs, tmp_path / "cut", resume=True, **changes), quiet=True)
@@ -216,22 +256,6 @@ def test_a_run_goes_on_with_other_rates(photographs, tmp_path):
     train(options(photographs, tmp_path, steps=3, part="coarse", resume=True), quiet=True)
     train(options(photographs, tmp_path, steps=4, part="coarse", resume=True, balance=0.3), quiet=True)
     assert load_state(tmp_path / "checkpoint").step == 4
-
-
-def test_a_checkpoint_of_an_earlier_version_goes_on_with_its_rates(photographs, tmp_path):
-    train(options(photographs, tmp_path, steps=2, part="coarse", balance=0.3), quiet=True)
-    run = taken_up(photographs, tmp_path, part="coarse", balance=0.3)
-    state = dataclasses.replace(
-        load_state(tmp_path / "checkpoint"),
-        optimisers=[run.main.state_dict(), run.auxiliary.state_dict()],
-        deviation=None,
-    )
-    save_state(tmp_path / "checkpoint", state)
-    again = taken_up(photographs, tmp_path, part="coarse", balance=0.3)
-    before, now = named_state(run.main, run.net), named_state(again.main, again.net)
-    assert all(torch.equal(before[name]["exp_avg"], now[name]["exp_avg"]) for name in before)
-    with pytest.raises(CheckpointMismatch, match="--lr and --balance"):
-        taken_up(photographs, tmp_path, part="coarse", balance=0.0)
 
 
 def test_a_run_to_go_on_with_is_looked_for_first(photographs, tmp_path):
