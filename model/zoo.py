@@ -96,7 +96,7 @@ class Zoo:
         if name not in self._by_name:
             known = ", ".join(entry.name for entry in self.entries()) or "none"
             hint = f"; `tcm pull {name}` fetches it" if name in PUBLISHED else ""
-            raise UnknownModel(f"no model {name!r} here; installed are: {known}{hint}")
+            raise UnknownModel(f"no model {name!r:.100} here; installed are: {known}{hint}")
         return self._by_name[name]
 
     def default(self, name: str | None = None) -> ZooEntry:

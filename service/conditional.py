@@ -63,6 +63,6 @@ def wanted_range(header: str | None, if_range: str | None, etag: str, size: int)
         wanted = slice(int(first), min(int(last) + 1, size))
     if wanted.start >= size:
         raise RangeNotSatisfiable(
-            f"there are {size} bytes, none of them in {header!r}", headers={"Content-Range": f"bytes */{size}"}
+            f"there are {size} bytes, none of them in {header!r:.100}", headers={"Content-Range": f"bytes */{size}"}
         )
     return wanted

@@ -73,7 +73,7 @@ def choose(accept: str | None, width: int, height: int) -> ImageFormat:
         return best
     available = [f.media_type for f in possible]
     raise NotAcceptable(
-        f"{accept!r} allows no format that can be had for this picture of {width}x{height}: {', '.join(available)}",
+        f"{accept!r:.200} allows no format that can be had for a picture of {width}x{height}: {', '.join(available)}",
         headers={"Vary": "Accept"},
         available=available,
     )

@@ -48,7 +48,7 @@ async def read_upload(request: Request, media_types: Collection[str], max_bytes:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
-        raise UnsupportedMediaType(f"send the file as it is, not with Content-Encoding {encoding!r}")
+        raise UnsupportedMediaType(f"send the file as it is, not with Content-Encoding {encoding!r:.100}")
     try:
         if media_type == "multipart/form-data":
             upload = await _read_form(request, max_bytes)
@@ -56,7 +56,7 @@ async def read_upload(request: Request, media_types: Collection[str], max_bytes:
             upload = Upload(b"".join([chunk async for chunk in request.stream()]), "image")  # body() would keep it
         else:
             taken = ", ".join([*media_types, "application/octet-stream", "multipart/form-data"])
-            raise UnsupportedMediaType(f"{media_type!r} is not taken here; what is: {taken}")
+            raise UnsupportedMediaType(f"{media_type!r:.100} is not taken here; what is: {taken}")
     except ClientDisconnect:
         raise ClientGone("the client left while it was sending") from None
     if not upload.data:

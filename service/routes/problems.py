@@ -42,5 +42,5 @@ async def problems() -> list[ProblemType]:
 async def problem(code: str) -> ProblemType:
     """What a problem means and what to do about it."""
     if code not in PROBLEMS:
-        raise NotFound(f"no problem has the code {code!r}")
+        raise NotFound(f"no problem has the code {code!r:.100}")
     return ProblemType.of(PROBLEMS[code])

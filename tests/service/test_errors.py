@@ -88,6 +88,21 @@ def test_choosing_a_model(server: Server, photo_file: bytes) -> None:
     assert_problem(encode(server, photo_file, both), 400, "ambiguous-model")
 
 
+def test_long_names_are_not_repeated(server: Server, photo_file: bytes, bitstream: bytes) -> None:
+    """In an answer, and in a line of the log: sixty thousand characters of anybody's."""
+    long = "x" * 60_000
+    for answer in (
+        server.client.post("/v1/encode", params={"model": long}, content=photo_file),
+        server.client.get(f"/problems/{long}"),
+        server.client.get(f"/{long}"),
+        server.client.post("/v1/encode", headers={"Content-Type": long}, content=photo_file),
+        server.client.post("/v1/encode", headers={"Content-Encoding": long}, content=photo_file),
+        server.client.post("/v1/decode", headers={"Accept": long}, content=bitstream),
+    ):
+        assert answer.status_code in (404, 406, 415)
+        assert len(answer.content) < 1000
+
+
 @pytest.mark.parametrize("path", ["/v1/encode", "/v1/decode"])
 def test_no_body(server: Server, path: str) -> None:
     assert_problem(server.client.post(path), 400, "empty-body")
