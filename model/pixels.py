@@ -96,7 +96,7 @@ def from_pil(image: Image.Image, *, keep_metadata: bool = True) -> Picture:
         TooManyPixels: a side is longer than a .tcm file can say.
         ValueError: its file was closed before its pixels were read.
     """
-    if isinstance(image, ImageFile.ImageFile) and image.tile and (image.fp is None or image.fp.closed):
+    if isinstance(image, ImageFile.ImageFile) and image.tile and getattr(image.fp, "closed", image.fp is None):
         raise ValueError("the image's file is closed: call its load() before that")
     return _read(image, MAX_SIDE**2, keep_metadata=keep_metadata)
 

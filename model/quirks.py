@@ -105,7 +105,7 @@ def _within_aperture(image: Image.Image) -> Image.Image:
 
 
 def _loaded_webp(image: ImageFile.ImageFile) -> Image.Image:
-    if image.fp and not image.fp.closed and _FRAME not in image.info:
+    if image.fp and not getattr(image.fp, "closed", False) and _FRAME not in image.info:
         image.info[_FRAME] = _first_frame(image.fp)
     image.load()
     return image if image.tell() else _beyond_frame(image, image.info.get(_FRAME))

@@ -71,9 +71,12 @@ def _invalid(error: RequestValidationError) -> errors.InvalidParameter:
 def _forget_frames(problem: errors.Problem) -> None:
     """Or what it failed on would be kept as long as the record of it. Reasons stay, for who is told of the same."""
     problem.__context__ = None
-    error: BaseException | None = problem
-    while error is not None:
-        error = error.with_traceback(None).__cause__ or error.__context__
+    seen: set[int] = set()
+    found: list[BaseException] = [problem]
+    while found:
+        error = found.pop().with_traceback(None)
+        seen.add(id(error))
+        found += [other for other in (error.__cause__, error.__context__) if other and id(other) not in seen]
 
 
 def answer(scope: Scope, error: Exception) -> Response:

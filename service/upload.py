@@ -104,7 +104,7 @@ async def _only_file(items: list[tuple[str, UploadFile | str]]) -> Upload:
         raise EmptyBody("the form has no fields; send the file in the field `file`")
     names = [name for name, _ in items]
     if names != [FIELD]:
-        raise BadForm(f"one field `file` is expected, not {names}; parameters go into the query string")
+        raise BadForm(f"one field `file` is expected, not {names!s:.200}; parameters go into the query string")
     value = items[0][1]
     if not isinstance(value, UploadFile):
         raise BadForm("the field `file` is text: send it as a file, with a file name")

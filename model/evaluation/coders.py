@@ -32,7 +32,7 @@ class Coder(Protocol):
     def name(self) -> str: ...  # noqa: D102
     @property
     def setting(self) -> str: ...  # noqa: D102
-    def encode(self, pixels: Pixels) -> bytes: ...  # noqa: D102
+    def encode(self, picture: Picture) -> bytes: ...  # noqa: D102
     def decode(self, data: bytes) -> Pixels: ...  # noqa: D102
 
 
@@ -54,13 +54,12 @@ class TCMCoder:
         device = "" if self.codec.device.type == "cpu" else f"@{self.codec.device.type}"
         return f"{self.codec.info.name}@{self.codec.info.fingerprint}{device}"
 
-    def encode(self, pixels: Pixels) -> bytes:
-        """A whole .tcm file; a picture without a colour is coded as grey, as its file would be."""
-        grey = bool((pixels == pixels[..., :1]).all())
-        return self.codec.encode_picture(Picture(pixels, grey=grey))
+    def encode(self, picture: Picture) -> bytes:
+        """A whole .tcm file."""
+        return self.codec.encode_picture(picture)
 
     def decode(self, data: bytes) -> Pixels:
-        """Its pixels."""
+        """Its pixels, of greys in three channels."""
         return np.array(self.codec.decode(data).convert("RGB"))
 
     @torch.inference_mode()
@@ -86,10 +85,11 @@ class PillowCoder:
         """The quality, and the version that measurements are of."""
         return f"q{self.quality}@{PIL.__version__}"
 
-    def encode(self, pixels: Pixels) -> bytes:
+    def encode(self, picture: Picture) -> bytes:
         """A whole file."""
         out = io.BytesIO()
-        Image.fromarray(pixels).save(out, self.file_format, quality=self.quality, **self.options)
+        samples = picture.rgb[..., 0] if picture.grey else picture.rgb
+        Image.fromarray(samples).save(out, self.file_format, quality=self.quality, **self.options)
         return out.getvalue()
 
     def decode(self, data: bytes) -> Pixels:

@@ -129,6 +129,8 @@ def _print_curves(found: Curves) -> None:
     for test, against in _bd_rates(found).items():
         for anchor, rate in against.items():
             stdout.print(f"BD-rate (PSNR) of {test} against {anchor}: {rate:+.1f} %")
+    if any(p.ms_ssim is None for points in found.values() for p in points):
+        stdout.print("No MS-SSIM: one of the images, at least, is too small for its five scales.")
     if any(p.psnr == math.inf for points in found.values() for p in points):
         stdout.print("A picture came back exactly as it was: its PSNR is no number, and such curves have no BD-rate.")
     if apart:

@@ -16,7 +16,7 @@ from model.errors import DeviceLost, ModelError, OutOfMemory
 from model.evaluation.coders import Coder, TCMCoder
 from model.evaluation.metrics import ms_ssim, psnr
 from model.kinds import SUFFIXES
-from model.pixels import Pixels, read_image
+from model.pixels import Picture, read_image
 
 _ESTIMATED = 3 * 4_000_000
 """Samples of an image whose likelihoods are looked at: that takes all of the network at once."""
@@ -101,11 +101,13 @@ def _left_out(what: str) -> Iterator[None]:
         raise _LeftOut(f"{what}: {error}") from None
 
 
-def _read(path: Path) -> tuple[str, Pixels]:
-    """Digest and pixels of an image file."""
+def _read(path: Path) -> tuple[str, Picture]:
+    """Digest of an image file, with a letter for grey, which was once measured as colour; and its pixels alone."""
     with _left_out(path.name):
         data = path.read_bytes()
-        return hashlib.sha256(data).hexdigest()[:16], read_image(data).rgb
+        picture = read_image(data)
+        letter = "g" if picture.grey else ""
+        return hashlib.sha256(data).hexdigest()[:16] + letter, Picture(picture.rgb, grey=picture.grey)
 
 
 def measure(
@@ -138,12 +140,12 @@ def measure(
         for path in images:
             of_image: list[Record] = []
             try:
-                digest, pixels = _read(path)
+                digest, picture = _read(path)
                 for coder in coders:
                     record = known.get((coder.name, coder.setting, digest))
                     if record is None:
                         with _left_out(f"{path.name}: {coder.setting}"):
-                            record = _measure_one(coder, path.name, digest, pixels)
+                            record = _measure_one(coder, path.name, digest, picture)
                         log.write(json.dumps(dataclasses.asdict(record)) + "\n")
                         log.flush()
                     of_image.append(dataclasses.replace(record, image=path.name))  # it may have had another then
@@ -157,9 +159,9 @@ def measure(
     return records
 
 
-def _measure_one(coder: Coder, name: str, digest: str, pixels: Pixels) -> Record:
-    start = time.perf_counter()
-    data = coder.encode(pixels)
+def _measure_one(coder: Coder, name: str, digest: str, picture: Picture) -> Record:
+    pixels, start = picture.rgb, time.perf_counter()
+    data = coder.encode(picture)
     encoded = time.perf_counter()
     back = coder.decode(data)
     decoded = time.perf_counter()

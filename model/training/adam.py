@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from model.errors import CheckpointMismatch
+
 
 def named_state(adam: Adam, net: nn.Module) -> dict[str, dict[str, Tensor]]:
     """Of each parameter of `net` that has taken steps: both moments and their number."""
@@ -16,8 +18,14 @@ def named_state(adam: Adam, net: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def load_named_state(adam: Adam, net: nn.Module, stored: dict[str, Any]) -> None:
-    """Take over what `named_state` gave; rates and groups stay as they are."""
+    """Take over what `named_state` gave; rates and groups stay as they are.
+
+    Raises:
+        CheckpointMismatch: it is of other parameters.
+    """
     parameters = dict(net.named_parameters())
+    if not stored.keys() <= parameters.keys():
+        raise CheckpointMismatch("the checkpoint's optimiser is of another network, or version: start a run of its own")
     for name, state in stored.items():
         like = parameters[name]
         adam.state[like] = {

@@ -42,7 +42,8 @@ def find_images(folder: Path) -> list[Path]:
                 folders.clear()
                 continue
             entered.add(real)
-            waiting += [path for name in sorted(folders) if (path := Path(place, name)).is_symlink()]
+            folders.sort()  # or the disk would say which of two links to a folder is taken
+            waiting += [path for name in folders if (path := Path(place, name)).is_symlink()]
             paths += [Path(place, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
     paths.sort()
     if not paths:

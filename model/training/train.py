@@ -66,11 +66,15 @@ def train(options: Options, *, quiet: bool = False) -> Path:
     training, kept = split_validation(find_images(options.data), options.validation)
     crops = Crops(training, options.crop, options.seed)
     images = load_validation(kept, options.config.alignment, options.metric) if place.first else []
-    with memory_errors(place.device, "a smaller --batch or --crop needs less"):
+    with memory_errors(place.device, "a smaller --batch or --crop needs less, and so do fewer --workers"):
         run = prepare_run(options, place, training)
         with Reporter(options.save if place.first else None, quiet=quiet) as report, Interrupt() as interrupt:
             report.record("start", run.step, {"model": options.model_name, "photographs": len(training)})
-            number = _loop(run, _batches(crops, run), images, report, interrupt)
+            batches = _batches(crops, run)
+            try:
+                number = _loop(run, batches, images, report, interrupt)
+            finally:
+                _end_loading(batches)
             lost = _save_last(run)
             path = _finish(run, images, report)  # it may find room where the checkpoint, which is larger, has not
     place.leave()
@@ -114,6 +118,12 @@ def _batches(crops: Crops, run: Run) -> Iterator[Tensor]:
     )
 
 
+def _end_loading(batches: Iterator[Tensor]) -> None:
+    """The processes heed no SIGTERM, by which torch would end them after an error, and then wait for them for ever."""
+    if end := getattr(batches, "_shutdown_workers", None):
+        end()
+
+
 def _outlive_signals(_: int) -> None:
     """One to the whole group (torchrun, systemd, Slurm) must not end the loading before the run has been saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -138,13 +148,14 @@ def _loop(run: Run, batches: Iterator[Tensor], images: list[Tensor], report: Rep
                 rate = run.schedule.factor(run.step, run.seconds)
                 report.record("train", run.step, {**figures, "rate": rate, "seconds": run.seconds})
                 recent = Recent()
-            if time.monotonic() - saved >= o.save_every and run.left_out < _ACCIDENTS:
+            if (paused := time.monotonic()) - saved >= o.save_every and run.left_out < _ACCIDENTS:
                 try:
                     save_run(run)
                 except OSError as error:  # a disk that is full now need not be so in a while
                     log.warning("%s: tried again in %.0f s", error, o.save_every)
                 _validate(run, images, report)
-                saved, recent = time.monotonic(), Recent()  # images a second are those of training
+                saved = time.monotonic()
+                recent.since += saved - paused  # images a second are those of training
     return int(number)
 
 

@@ -58,6 +58,8 @@ def test_no_more_bitstreams_wait_than_memory_is_meant_for() -> None:
         await asyncio.sleep(0.1)
         with pytest.raises(StoreUnavailable, match=f"has {MOST_WRITES} bitstreams to write"):
             await store.put(b"x")
+        with pytest.raises(StoreUnavailable):  # before anything is encoded
+            store.require_room()
         go.set()
         assert len(set(await asyncio.gather(*writing))) == 1
         assert await store.put(b"x")

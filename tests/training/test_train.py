@@ -104,6 +104,7 @@ def test_a_run_is_not_overwritten(photographs, tmp_path):
 def test_a_signal_to_the_whole_group_ends_a_run_in_order(photographs, tmp_path, kind):
     """Found by trying: the loading processes died of SIGTERM, torch raised for them, and nothing was written."""
     program = """if True:
+        import signal
         import sys
         from pathlib import Path
 
@@ -111,6 +112,7 @@ def test_a_signal_to_the_whole_group_ends_a_run_in_order(photographs, tmp_path, 
         from model.training.train import train
         from tests.training.test_train import options
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background may ignore
         try:
             train(options(Path(sys.argv[1]), Path(sys.argv[2]), steps=100_000, workers=1, log_every=1), quiet=True)
         except Interrupted:
@@ -119,11 +121,33 @@ def test_a_signal_to_the_whole_group_ends_a_run_in_order(photographs, tmp_path, 
     command = [sys.executable, "-c", program, str(photographs), str(tmp_path)]
     run = subprocess.Popen(command, start_new_session=True)
     log = tmp_path / "log.jsonl"
-    wait_for(lambda: log.exists() and '"train"' in log.read_text(), 120)
-    os.killpg(run.pid, kind)
-    assert run.wait(60) == 0
+    try:
+        wait_for(lambda: log.exists() and '"train"' in log.read_text(), 120)
+        os.killpg(run.pid, kind)
+        assert run.wait(60) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
     assert (tmp_path / "checkpoint").is_dir()
     assert list(tmp_path.glob("*.safetensors"))
+
+
+def test_an_error_that_nobody_knows_ends_the_loading_too(photographs, tmp_path):
+    """Found by review: processes that heed no SIGTERM were waited for, for ever."""
+    program = """if True:
+        import sys
+        from pathlib import Path
+        from unittest import mock
+
+        from model.training import train as module
+        from tests.training.test_train import options
+
+        module._take_step = mock.Mock(side_effect=ZeroDivisionError)
+        module.train(options(Path(sys.argv[1]), Path(sys.argv[2]), workers=1), quiet=True)
+    """
+    command = [sys.executable, "-c", program, str(photographs), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, "ZeroDivisionError" in result.stderr) == (1, True)
 
 
 def test_no_limit_of_the_gradient_is_no_gradient(photographs, tmp_path):
