@@ -1,54 +1,35 @@
 """Whole runs of a few steps."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
-import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from model import checkpoint
-from model.checkpoint import load
-from model.errors import CheckpointMismatch, CheckpointUnreadable, OutOfMemory
+from model.errors import CheckpointMismatch, CheckpointUnreadable
 from model.info import read_info
 from model.training import train as module
 from model.training.adam import named_state
-from model.training.checkpoints import RunState, load_state, save_state
-from model.training.command import train as command
+from model.training.checkpoints import load_state
 from model.training.data import find_images, split_validation
 from model.training.device import Place, find_place
-from model.training.interrupt import Interrupt
-from model.training.options import Options
 from model.training.rates import read_rates
 from model.training.run import Run, prepare_run
 from model.training.train import train
-from tests.service.conftest import wait_for
 from tests.training.conftest import SMALL
-
-
-def options(photographs: Path, save: Path, **changes: Any) -> Options:
-    plain: dict[str, Any] = {
-        "config": SMALL, "size": "xs", "half": True, "crop": 64, "batch": 2, "validation": 2, "log_every": 5,
-        "start": "block-transform", "steps": 6, "warmup": 2, "workers": 0, "sample": 16, "precision": "fp32",
-    }  # fmt: skip
-    return Options(data=photographs, save=save, **{**plain, **changes})
-
-
-def log_of(save: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (save / "log.jsonl").read_text().splitlines()]
+from tests.training.runs import SMALL_AS_OPTIONS, log_of, options, program
 
 
 def test_the_loss_falls_and_the_model_is_one_that_can_be_served(photographs, tmp_path):
@@ -100,67 +81,10 @@ def test_a_run_is_not_overwritten(photographs, tmp_path):
         train(options(photographs, tmp_path, steps=1), quiet=True)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_ends_a_run_in_order(photographs, tmp_path, kind):
-    """Found by trying: the loading processes died of SIGTERM, torch raised for them, and nothing was written."""
-    program = """if True:
-        import signal
-        import sys
-        from pathlib import Path
-
-        from model.training.interrupt import Interrupted
-        from model.training.train import train
-        from tests.training.test_train import options
-
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background may ignore
-        try:
-            train(options(Path(sys.argv[1]), Path(sys.argv[2]), steps=100_000, workers=1, log_every=1), quiet=True)
-        except Interrupted:
-            sys.exit(0)
-    """
-    command = [sys.executable, "-c", program, str(photographs), str(tmp_path)]
-    run = subprocess.Popen(command, start_new_session=True)
-    log = tmp_path / "log.jsonl"
-    try:
-        wait_for(lambda: log.exists() and '"train"' in log.read_text(), 120)
-        os.killpg(run.pid, kind)
-        assert run.wait(60) == 0
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(run.pid, signal.SIGKILL)
-    assert (tmp_path / "checkpoint").is_dir()
-    assert list(tmp_path.glob("*.safetensors"))
-
-
-def test_an_error_that_nobody_knows_ends_the_loading_too(photographs, tmp_path):
-    """Found by review: processes that heed no SIGTERM were waited for, for ever."""
-    program = """if True:
-        import sys
-        from pathlib import Path
-        from unittest import mock
-
-        from model.training import train as module
-        from tests.training.test_train import options
-
-        module._take_step = mock.Mock(side_effect=ZeroDivisionError)
-        module.train(options(Path(sys.argv[1]), Path(sys.argv[2]), workers=1), quiet=True)
-    """
-    command = [sys.executable, "-c", program, str(photographs), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (result.returncode, "ZeroDivisionError" in result.stderr) == (1, True)
-
-
 def test_no_limit_of_the_gradient_is_no_gradient(photographs, tmp_path):
     """Found by trying: --clip 0 ended in the weights that it had begun with."""
     first, last = (train(options(photographs, tmp_path / str(n), steps=n, clip=0.0), quiet=True) for n in (0, 2))
     assert read_info(first).fingerprint != read_info(last).fingerprint
-
-
-def test_memory_that_runs_out_is_named(photographs, tmp_path, monkeypatch):
-    error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-    monkeypatch.setattr(module, "_take_step", mock.Mock(side_effect=error))
-    with pytest.raises(OutOfMemory, match="a smaller --batch or --crop"):
-        train(options(photographs, tmp_path), quiet=True)
 
 
 def test_a_model_is_not_overwritten(photographs, tmp_path):
@@ -170,27 +94,6 @@ def test_a_model_is_not_overwritten(photographs, tmp_path):
     with pytest.raises(ValueError, match=rf"{path.name} is there already: choose another name"):
         train(options(photographs, tmp_path, steps=1), quiet=True)
     train(options(photographs, tmp_path, steps=1, name="other"), quiet=True)
-
-
-def test_a_disk_that_is_too_full_for_the_run_may_take_its_model(photographs, tmp_path, monkeypatch):
-    """Found by trying: the last checkpoint did not fit, and the model, a quarter of it, was not written."""
-    monkeypatch.setattr(module, "save_run", mock.Mock(side_effect=OSError(28, "full")))
-    with pytest.raises(OSError, match="full"):
-        train(options(photographs, tmp_path, steps=1), quiet=True)
-    [path] = tmp_path.glob("*.safetensors")
-    load(path)
-
-
-def test_a_full_disk_costs_no_checkpoint_that_is_there(tmp_path, monkeypatch):
-    """Found by looking over it: after a kill in the first save, the only whole one was removed before the next."""
-    folder, state = tmp_path / "checkpoint", RunState(1, 1.0, [], {"w": torch.ones(1)}, {}, "{}")
-    save_state(folder, state)
-    folder.rename(tmp_path / "checkpoint.new")
-    monkeypatch.setattr("model.training.checkpoints.torch.save", mock.Mock(side_effect=OSError(28, "full")))
-    with pytest.raises(OSError, match="full"):
-        save_state(folder, dataclasses.replace(state, step=2))
-    assert load_state(folder).step == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_a_kill_in_the_first_save_leaves_no_run(photographs, tmp_path):
@@ -209,17 +112,6 @@ def test_a_run_killed_as_it_saved_is_not_overwritten(photographs, tmp_path, left
     with pytest.raises(ValueError, match="--resume"):
         train(options(photographs, tmp_path, steps=1), quiet=True)
     train(options(photographs, tmp_path, steps=2, resume=True), quiet=True)
-
-
-def test_a_run_that_diverges_is_given_up_and_its_checkpoint_stays(photographs, tmp_path, monkeypatch):
-    """Found by reading: it went on to its end, over the good checkpoint, and wrote a model of nothing."""
-    model = train(options(photographs, tmp_path, steps=1), quiet=True)
-    model.unlink()
-    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
-    with pytest.raises(ValueError, match="diverged at step 1: lower --lr"):
-        train(options(photographs, tmp_path, steps=90, resume=True, save_every=0.0), quiet=True)
-    assert load_state(tmp_path / "checkpoint").step < 1 + module._ACCIDENTS
-    assert not model.exists()
 
 
 def test_a_run_is_resumed_with_its_photographs(photographs, tmp_path):
@@ -292,61 +184,6 @@ def test_rates_that_are_broken_are_named(tmp_path):
         (tmp_path / "rates.json").write_text(broken)
         with pytest.raises(ValueError, match=r"rates.json: not the rates of a run"):
             read_rates(tmp_path / "rates.json")
-
-
-@pytest.mark.parametrize("large", ["weights", "optimisers"])
-def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path, large):
-    """Found by reading: torch said `unexpected pos`, and half a checkpoint went on filling the disk."""
-    state = RunState(step=1, seconds=0.0, optimisers=[], weights={"x": torch.zeros(1)}, average={}, setting="{}")
-    save_state(tmp_path / "checkpoint", state)
-    much = torch.zeros(100_000)
-    more = dataclasses.replace(state, step=2, **{large: {"x": much} if large == "weights" else [{"x": {"y": much}}]})
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        with pytest.raises(OSError, match=r"checkpoint: cannot be written \(.*File too large"):
-            save_state(tmp_path / "checkpoint", more)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
-    assert load_state(tmp_path / "checkpoint").step == 1
-
-
-def test_what_a_kill_between_the_renames_left_outlives_a_failed_save(tmp_path, monkeypatch):
-    state = RunState(step=1, seconds=0.0, optimisers=[], weights={"x": torch.zeros(1)}, average={}, setting="{}")
-    for step, name in enumerate(("checkpoint.old", "checkpoint.new"), 1):
-        save_state(tmp_path / "x", dataclasses.replace(state, step=step))
-        (tmp_path / "x").rename(tmp_path / name)
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device"):
-        patch.setattr("model.training.checkpoints.save_file", full)
-        save_state(tmp_path / "checkpoint", dataclasses.replace(state, step=3))
-    assert load_state(tmp_path / "checkpoint").step == 2
-    save_state(tmp_path / "checkpoint", dataclasses.replace(state, step=3))
-    assert load_state(tmp_path / "checkpoint").step == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
-
-
-def test_a_disk_that_is_full_for_a_while_ends_no_run(photographs, tmp_path, monkeypatch, caplog):
-    save, tries = module.save_run, []
-
-    def full_at_first(run: Any) -> None:
-        tries.append(run.step)
-        if run.step < 3:
-            raise OSError("no space")
-        save(run)
-
-    monkeypatch.setattr(module, "save_run", full_at_first)
-    (tmp_path / "log.jsonl").symlink_to("/dev/full")
-    train(options(photographs, tmp_path, steps=3, save_every=0.0), quiet=True)
-    assert tries == [1, 2, 3, 3]
-    assert "no space: tried again in 0 s" in caplog.text
-    assert "log.jsonl: No space left on device" in caplog.text
-    with pytest.raises(OSError, match="no space"):
-        train(options(photographs, tmp_path / "other", steps=2, save_every=0.0), quiet=True)
 
 
 def test_a_damaged_checkpoint_is_named(photographs, tmp_path):
@@ -456,15 +293,6 @@ def test_options_that_contradict_each_other_are_refused(photographs, tmp_path, w
         options(photographs, tmp_path, **wrong)
 
 
-SMALL_AS_OPTIONS = [
-    "--N=24", "--M=32", "--hyper=8", "--slices=2", "--width=head_dim=12,12,12,12,12,12", "--width=hyper_head_dim=12",
-    "--width=depth=1", "--width=slice_widths=12,8", "--width=attention_width=8", "--width=attention_head_dim=4",
-    "--width=window=4", "--width=hyper_window=2",
-]  # fmt: skip
-
-QUICK = ["--size=xs", *SMALL_AS_OPTIONS, "--crop=64", "--batch=1", "--validation=1", "--precision=fp32", "--workers=0"]
-
-
 def test_two_processes_train_one_model(photographs, tmp_path):
     """As on two GPUs, here on the CPU through gloo: torchrun, one model, and the same weights as one process's."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
@@ -510,48 +338,9 @@ def test_errors_are_one_line_with_the_codes_of_every_command(photographs, tmp_pa
     assert says in done.output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_run_in_order_and_its_exit_code_says_so(photographs, tmp_path, monkeypatch, request, number):
-    """Found by reading: it was 0, and a script went on with a model that was trained by half."""
-    before = signal.signal(number, signal.default_int_handler)  # in a shell's background, SIGINT may be ignored
-    request.addfinalizer(lambda: signal.signal(number, before))
-    step = module._take_step
-
-    def interrupted(run: Any, x: torch.Tensor) -> Any:
-        if run.step == 2:
-            os.kill(os.getpid(), number)
-        return step(run, x)
-
-    monkeypatch.setattr(module, "_take_step", interrupted)
-    done = CliRunner().invoke(program(), [*QUICK, "--steps=9", f"--save={tmp_path}", str(photographs)])
-    assert done.exit_code == 128 + number
-    assert "tcm: interrupted at step 3; --resume goes on" in done.output
-    assert load_state(tmp_path / "checkpoint").step == 3
-    checkpoint.load(tmp_path / "tcm-xs-mse-0.013.safetensors")
-    monkeypatch.setattr(module, "_take_step", step)
-    resumed = CliRunner().invoke(program(), [*QUICK, "--steps=4", "--resume", f"--save={tmp_path}", str(photographs)])
-    assert resumed.exit_code == 0
-
-
 def test_all_processes_go_by_the_slowest_clock(photographs, tmp_path, monkeypatch):
     """Found by reading: each cooled its rate by its own clock, so that their weights drifted apart."""
     monkeypatch.setattr(Place, "largest", lambda _, values: [max(values[0], 60.0), values[1]])
     train(options(photographs, tmp_path, steps=None, minutes=1.0), quiet=True)
     state = load_state(tmp_path / "checkpoint")
     assert (state.step, state.seconds) == (0, 60.0)
-
-
-def test_what_nohup_ignores_ends_no_run():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with Interrupt() as interrupt:
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert interrupt.number == 0
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def program() -> typer.Typer:
-    app = typer.Typer()
-    app.command()(command)
-    return app
