@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from model.differences import read_tensors
 from model.errors import CheckpointMismatch, CheckpointUnreadable, reason
 from model.info import ModelInfo, read_info
 from model.network import TCM
@@ -102,7 +103,7 @@ def load(path: Path) -> Weights:
     """
     info = read_info(path)
     try:
-        tensors = load_file(path)
+        tensors = read_tensors(path)
         if fingerprint_of(tensors) != info.fingerprint:
             raise CheckpointUnreadable(f"{path}: damaged: its tensors are not those of its fingerprint")
         tables = Tables(*(tensors[TABLES + part].numpy().astype(np.int32) for part in ("cdf", "start", "low")))

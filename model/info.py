@@ -34,6 +34,8 @@ class ModelInfo:
         parameters: number of learned parameters.
         rounding: the weight that the model's symbols are chosen with (`model.rounding`), or None: to the nearest.
         fingerprint: first bytes of the SHA-256 over every tensor, in hex: which weights, whatever their name.
+        differs_from: None, or the fingerprint of the later weights beside it that the file lacks what it shares with
+            (`model.differences`); it is for reading what the earlier ones wrote.
     """
 
     name: str
@@ -43,11 +45,14 @@ class ModelInfo:
     parameters: int
     fingerprint: str
     rounding: float | None = None
+    differs_from: str | None = None
 
     def __post_init__(self) -> None:
         check_claims(self.name, self.lmbda, self.metric, self.rounding)
         if self.parameters < 1 or not _FINGERPRINT.fullmatch(self.fingerprint):
             raise ValueError(f"no model has {self.parameters} parameters and weights {self.fingerprint!r}")
+        if self.differs_from is not None and not _FINGERPRINT.fullmatch(self.differs_from):
+            raise ValueError(f"no weights are called {self.differs_from!r}")
 
 
 def standard_name(name: str) -> tuple[float, str] | None:
@@ -90,6 +95,7 @@ def read_info(path: Path) -> ModelInfo:
             parameters=int(metadata["parameters"]),
             fingerprint=metadata["fingerprint"],
             rounding=float(metadata["rounding"]) if "rounding" in metadata else None,
+            differs_from=metadata.get("differs_from"),
         )
     except KeyError as error:
         raise CheckpointUnreadable(

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from model.config import TCMConfig
+from model.differences import read_tensors
 from model.errors import CheckpointMismatch, CheckpointUnreadable, reason
 from model.info import FINGERPRINT_BYTES, read_info
 from model.network import TCM
@@ -47,10 +47,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            content: object = load_file(path)
+            content: object = read_tensors(path)
         else:
             _check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointUnreadable:
+        raise
     except FileNotFoundError:
         raise CheckpointUnreadable(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:

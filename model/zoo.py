@@ -73,15 +73,16 @@ class Zoo:
                 except CheckpointUnreadable as error:
                     self.problems.append(str(error))
                     continue
-                twin = next((e for e in self._all if e.name == info.name and e.embedded == embedded), None)
-                if twin is not None and twin.info.fingerprint != info.fingerprint:
-                    self.problems.append(
-                        f"{path}: {info.name!r} means {twin.path.name}; this one is for its files only"
-                    )
                 self._all.append(ZooEntry(info.name, path, info, embedded, path.stat().st_size))
         self._by_name: dict[str, ZooEntry] = {}
         for entry in self._all:
-            self._by_name.setdefault(entry.name, entry)
+            if entry.info.differs_from is not None:  # earlier weights, for their files only
+                continue
+            meant = self._by_name.setdefault(entry.name, entry)
+            if meant.embedded == entry.embedded and meant.info.fingerprint != entry.info.fingerprint:
+                self.problems.append(
+                    f"{entry.path}: {entry.name!r} means {meant.path.name}; this one is for its files only"
+                )
 
     def entries(self) -> list[ZooEntry]:
         """Every model that can be named, by width, metric and rising λ."""

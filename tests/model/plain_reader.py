@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
@@ -363,29 +362,56 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """The weights: a safetensors file."""
-    data = path.read_bytes()
-    begin = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:begin])
-    config = TCMConfig.from_json(header.pop("__metadata__")["config"])
-    stored: dict[str, bytes] = {}
-    digest = hashlib.sha256()
-    for name, tensor in sorted(header.items()):
-        first, end = tensor["data_offsets"]
-        stored[name] = data[begin + first : begin + end]
-        kind = {"F16": "float16", "F32": "float32", "I32": "int32"}[tensor["dtype"]]
-        digest.update(f"{name} torch.{kind} {tuple(tensor['shape'])}\n".encode() + stored[name])
+    """The weights: a safetensors file, and the one beside it from which it differs."""
+    metadata, own = _stored(path)
+    config = TCMConfig.from_json(metadata["config"])
+    others = [_stored(other)[1] for other in path.parent.glob("*.safetensors")] if "differs_from" in metadata else []
+    lines = own
+    for whole in others:
+        if _fingerprint(whole) == metadata["differs_from"]:
+            lines = whole | own
+    stored = {name: data for name, (_, data) in lines.items()}
     cdf, start, low = (
         struct.unpack(f"<{len(table) // 4}i", table)
         for table in (stored[f"tables.z.{part}"] for part in ("cdf", "start", "low"))
     )
     z = [Alphabet(low[c], cdf[start[c] : start[c + 1]]) for c in range(len(low))]
-    tensors = safetensors.torch.load(data)
+    tensors = {name: _tensor(line, data) for name, (line, data) in lines.items()}
     medians = tensors["entropy_bottleneck.quantiles"][:, 0, 1].view(1, -1, 1, 1)
     net = TCM(config).eval()
     unknown = net.load_state_dict(tensors, strict=False).unexpected_keys
     assert all(name.startswith("tables.z.") for name in unknown)
-    return Weights(digest.digest()[:6].hex(), net, medians, z)
+    return Weights(_fingerprint(lines), net, medians, z)
+
+
+Stored = dict[str, tuple[str, bytes]]
+"""By a tensor's name: the line of the fingerprint, and its bytes."""
+
+
+def _stored(path: Path) -> tuple[dict[str, str], Stored]:
+    data = path.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    metadata = header.pop("__metadata__")
+    stored = {}
+    for name, tensor in header.items():
+        first, end = tensor["data_offsets"]
+        kind = {"F16": "float16", "F32": "float32", "I32": "int32"}[tensor["dtype"]]
+        stored[name] = f"{name} torch.{kind} {tuple(tensor['shape'])}\n", data[begin + first : begin + end]
+    return metadata, stored
+
+
+def _fingerprint(stored: Stored) -> str:
+    digest = hashlib.sha256()
+    for _, (line, data) in sorted(stored.items()):
+        digest.update(line.encode() + data)
+    return digest.digest()[:6].hex()
+
+
+def _tensor(line: str, data: bytes) -> torch.Tensor:
+    _, kind, shape = line.split(maxsplit=2)
+    sides = [int(side) for side in shape.strip("(),\n").split(",") if side.strip()]
+    return torch.frombuffer(bytearray(data), dtype=getattr(torch, kind.removeprefix("torch."))).view(sides)
 
 
 # ---- The way back
