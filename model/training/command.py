@@ -69,7 +69,11 @@ def train(
     fit_synthesis: Annotated[bool, typer.Option(help="Fit g_s by least squares first.")] = False,
     balance: Annotated[float, typer.Option(help="Rates by what each layer bears; 0: one rate for all.")] = 0.0,
     part: Annotated[
-        Part, typer.Option(help="What learns; `coarse` and `middle` need a block-transform start.")
+        Part,
+        typer.Option(
+            help="What learns; `coarse` and `middle` need a block-transform start, "
+            "`synthesis` improves the pictures of a model's files as they are."
+        ),
     ] = "all",
     attention: Annotated[bool, typer.Option(help="Use the gated branch of the slice attentions.")] = True,
     rounding: Annotated[

@@ -20,7 +20,7 @@ NOMINAL_ROUNDING = 6 / math.log(2)
 """Bits that a squared quantiser step is worth where y is in units of its λ's own step, Δ² = 18/(ln 2·λ·255²)."""
 
 Start = Literal["random", "block-transform"]
-Part = Literal["all", "middle", "coarse", "entropy"]
+Part = Literal["all", "middle", "coarse", "entropy", "synthesis"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 _LEAST = {
@@ -56,7 +56,7 @@ class Options:
         spread: deal the channels of y out to the slices by strength, few strong ones first (see `spread`).
         fit_synthesis: before the first step, fit g_s by least squares (see `regress`).
         part: "all"; "entropy": transforms frozen; "coarse" and "middle": the two outer stages or the
-            outermost one short-cut, the rest learns.
+            outermost one short-cut, the rest learns; "synthesis": g_s alone, bitstreams stay as they are.
         rounding: the weight that symbols are chosen with (see `model.rounding`), or None: to the nearest.
         attention: False leaves the gated branch of the slice attentions out, and shut in the finished model.
         resume: go on from the checkpoint in `save`.
@@ -126,6 +126,15 @@ class Options:
             raise ValueError("the block transform and the part `entropy` weigh squared errors: they are for mse")
         if self.start == "block-transform" and self.init_from is not None:
             raise ValueError("a run starts as a block transform or from a model, not both")
+        if self.keeps_bitstreams and self.init_from is None and not self.resume:
+            raise ValueError("the part `synthesis` improves on a model: name it (--init-from)")
+        if self.keeps_bitstreams and (self.spread or self.fit_synthesis):
+            raise ValueError("the part `synthesis` leaves bitstreams as they are: no --spread, no --fit-synthesis")
+
+    @property
+    def keeps_bitstreams(self) -> bool:
+        """Whether the finished model writes the symbols of the one that it starts from."""
+        return self.part == "synthesis"
 
     @property
     def model_name(self) -> str:

@@ -25,6 +25,7 @@ from model.training.regress import fit_synthesis
 from model.training.rescale import rescale_for
 from model.training.spread import spread_latents
 from model.training.start import GATE, LEAST_DEVIATION, block_transform
+from model.training.synthesis import check_kept, open_channels, synthesis_view
 from model.training.widen import widen_latents
 
 _SHORTCUTS = {"all": 0, "middle": 1, "coarse": 2}
@@ -39,6 +40,8 @@ def make_net(options: Options, photographs: list[Path]) -> TCM:
         net = fill(read_state_dict(options.init_from))
         _check_widths(net.config, options)
         info = _info_of(options.init_from)
+        if options.keeps_bitstreams:
+            check_kept(options, info)
         if info is not None and info.metric == options.metric == "mse":  # their λ are of one kind
             rescale_for(net, info.lmbda, options.lmbda)
         if (net.config.M, net.config.slices) != (options.config.M, options.config.slices):
@@ -47,7 +50,9 @@ def make_net(options: Options, photographs: list[Path]) -> TCM:
             net = _widened(net, options, photographs)
         if options.spread:
             net = _spread(net, options, photographs)
-        if options.attention:
+        if options.keeps_bitstreams:
+            open_channels(net)
+        elif options.attention:
             open_gates(net)
     else:
         net = TCM(options.config)
@@ -97,6 +102,8 @@ def _spread(old: TCM, options: Options, photographs: list[Path]) -> TCM:
 
 def make_view(net: TCM, options: Options) -> TCM:
     """What is trained: the network, or a shorter way through it that shares its parameters."""
+    if options.keeps_bitstreams:
+        return synthesis_view(net, shortest(net))
     if options.part == "all" and options.attention:
         return net
     if options.part == "entropy":  # g_a only answers: as short as what has learnt allows

@@ -180,8 +180,9 @@ def _take_step(run: Run, x: Tensor) -> tuple[Loss, float]:
         run.main.step()
         if run.channels:
             run.channels.after(held)
-        run.net.aux_loss().backward()  # type: ignore[no-untyped-call]
-        run.auxiliary.step()
+        if not o.keeps_bitstreams:
+            run.net.aux_loss().backward()  # type: ignore[no-untyped-call]
+            run.auxiliary.step()
         run.average.update(run.step)
         run.left_out = 0
     else:
@@ -207,9 +208,10 @@ def _finish(run: Run, images: list[Tensor], report: Reporter) -> Path:
     if run.place.first:
         _validate(run, images, report)
         with run.average.applied():
-            settle_quantiles(run.net.entropy_bottleneck)
-            if not o.attention:
-                shut_gates(run.net)
+            if not o.keeps_bitstreams:
+                settle_quantiles(run.net.entropy_bottleneck)
+                if not o.attention:
+                    shut_gates(run.net)
             info = save_model(
                 run.net.cpu(), path, name=o.model_name, lmbda=o.lmbda, metric=o.metric, half=o.half, rounding=o.rounding
             )
