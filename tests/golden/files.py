@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,13 @@ def facts(codec: Codec, kind: str, data: bytes) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, codecs: Iterable[Codec]) -> list[dict[str, Any]]:
-    """Every kind of image by every model, and the index that says what they hold."""
-    index = []
+def write(folder: Path, codecs: Iterable[Codec], kept: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Every kind of image by every model, and the index that says what they and those `kept` hold."""
+    index = list(kept)
     for codec in codecs:
         for kind, original in KINDS.items():
             data = codec.encode(original())
-            name = f"{codec.info.name}.{kind}.tcm"
+            name = f"{codec.info.name}@{codec.info.fingerprint}.{kind}.tcm"
             (folder / name).write_bytes(data)
             index.append({"name": name} | facts(codec, kind, data))
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
