@@ -123,7 +123,13 @@ class Pool:
         seconds = time.perf_counter() - start
         self._metrics.model_load_duration.observe(seconds)
         self._make_room()  # it may have taken more than was thought
-        log.info("model loaded", model=entry.name, seconds=round(seconds, 3), memory=resident.memory)
+        log.info(
+            "model loaded",
+            model=entry.name,
+            weights=entry.info.fingerprint,  # earlier ones have the same name
+            seconds=round(seconds, 3),
+            memory=resident.memory,
+        )
 
     def _load_watched(self, entry: ZooEntry) -> Codec:
         size = entry.info.parameters * _BYTES_A_PARAMETER
@@ -145,7 +151,7 @@ class Pool:
                 del self._residents[key]
                 self._loader.submit(resident.codec.close)  # it waits for the device, and loads wait for it
                 self._metrics.model_evictions.labels(resident.entry.name).inc()
-                log.info("model evicted", model=resident.entry.name, memory=resident.memory)
+                log.info("model evicted", model=resident.entry.name, weights=key, memory=resident.memory)
         self._gauge()
 
     def _memory(self) -> int:

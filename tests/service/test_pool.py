@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ import pytest
 from model import Zoo
 from model.codec import Codec
 from model.errors import DeviceLost
+from model.pixels import from_pil, to_pil
 from service.metrics import Metrics
 from service.pool import Pool
 from service.watchdog import Watchdog
-from tests.service.conftest import BUDGET_FOR_TWO, Server, assert_problem, start
+from tests.conftest import psnr
+from tests.golden.files import FOLDER, INDEX
+from tests.golden.kinds import KINDS
+from tests.service.conftest import BUDGET_FOR_TWO, Server, assert_problem, open_image, start
 
 A, B, C = "tcm-xs-mse-0.0035", "tcm-xs-mse-0.013", "tcm-xs-mse-0.05"
 
@@ -51,6 +56,26 @@ def test_every_model_at_once_under_a_budget_for_two(tight: Server, photo_file: b
         answers = clients.map(lambda model: encode(tight, model, photo_file), [A, B, C, C, B, A])
         assert list(answers) == [200] * 6
     assert tight.metric("tcm_device_memory_bytes") <= BUDGET_FOR_TWO
+
+
+def test_files_of_earlier_weights_are_read_beside_later_ones(tight: Server, photo_file: bytes) -> None:
+    """They have the same name, and both are resident."""
+    file, expected = next((f, e) for f, e in golden("rgb") if e["model"] == B)
+    assert encode(tight, B, photo_file) == 200
+    for _ in range(2):
+        answer = tight.client.post("/v1/decode", content=file)
+        assert answer.status_code == 200
+        assert answer.headers["tcm-model"] == B
+        found = psnr(open_image(answer.content), to_pil(from_pil(KINDS["rgb"]())).convert("RGB"))
+        assert abs(found - expected["psnr"]) < 0.05
+    (now,) = (m["fingerprint"] for m in tight.client.get("/v1/models").json()["models"] if m["name"] == B)
+    assert {line["weights"] for line in tight.lines("model loaded")} >= {now, expected["fingerprint"]}
+
+
+def golden(kind: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    for one in json.loads((FOLDER / INDEX).read_text()):
+        if one["kind"] == kind:
+            yield (FOLDER / one["name"]).read_bytes(), one
 
 
 def test_a_model_that_does_not_load(tight: Server, photo_file: bytes) -> None:
