@@ -26,7 +26,8 @@ _AGREEMENT = 0.01  # of the likelihoods' bits with the real ones
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="A folder of images.", exists=True, file_okay=False)],
     model: Annotated[
-        list[str] | None, typer.Option(help="Models to measure, each as --model NAME; else all.", show_default=False)
+        list[str] | None,
+        typer.Option(help="Models to measure, each as --model NAME or --model FILE; else all.", show_default=False),
     ] = None,
     peers: Annotated[bool, typer.Option(help="Measure JPEG, WebP, AVIF and JPEG XL beside them.")] = True,
     plot: Annotated[
@@ -66,7 +67,7 @@ def evaluate(
         zoo = Zoo(model_dir)
         images = images_in(folder)
         names = model or [entry.name for entry in zoo.entries()]
-        coders: list[Coder] = [TCMCoder(Codec.load(zoo.get(name), device)) for name in names]
+        coders: list[Coder] = [TCMCoder(Codec.load(name, device, zoo=zoo)) for name in names]
         coders += known_peers() if peers else []
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as progress:

@@ -23,6 +23,7 @@ from model.evaluation.coders import PillowCoder, TCMCoder
 from model.evaluation.curves import Point, bd_rate, curves
 from model.evaluation.measure import images_in, load_records, measure
 from model.evaluation.metrics import ms_ssim, psnr
+from model.zoo import EMBEDDED_DIR
 from tests.conftest import DATA
 
 
@@ -183,7 +184,7 @@ def test_the_command(folder, tmp_path):
     (folder / "sea.jpg").unlink()
     strange = folder.rename(tmp_path / "cost $a_{x$\udcff")  # no formula, and a name that is no text
     (strange / "photo.png").rename(strange / "photo\udcff.png")
-    models = [f"--model=tcm-xs-mse-{lmbda}" for lmbda in (0.013, 0.05)]
+    models = ["--model=tcm-xs-mse-0.013", f"--model={EMBEDDED_DIR / 'tcm-xs-mse-0.05.safetensors'}"]  # name, and file
     command = [tcm, "eval", strange, "--per-image", *models, *outputs]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
     assert result.returncode == 0, result.stderr
