@@ -1,7 +1,7 @@
 """Channels that nobody reads are not computed: the same picture, from smaller layers.
 
 What is trained for a short time leaves most of the wide maps at half the resolution unused: the embedded models' last
-layer reads 12 of 64 channels, all others have weights of zero there. A block whose output goes straight into such a
+layer reads 32 of 64 channels, all others have weights of zero there. A block whose output goes straight into such a
 layer needs to give those alone, and what its normalisation (GDN) divides them by.
 """
 

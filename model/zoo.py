@@ -127,6 +127,11 @@ class Zoo:
         family = [e for e in self.entries() if (e.info.config, e.info.metric) == (like.info.config, like.info.metric)]
         return min(family, key=lambda e: (abs(math.log(e.info.lmbda / wanted)), e != like))
 
+    def also_read(self, entry: ZooEntry) -> list[str]:
+        """The fingerprints of other weights of its name that are here: they read their files, and write none."""
+        same = {e.info.fingerprint for e in self._all if e.name == entry.name}
+        return sorted(same - {entry.info.fingerprint})
+
     def by_fingerprint(self, fingerprint: str, name: str = "") -> ZooEntry:
         """The model with exactly these weights, whatever it is called; of several that called `name`, as the file says.
 

@@ -39,6 +39,7 @@ def _list(zoo: Zoo, *, as_json: bool) -> None:
             "parameters": e.info.parameters,
             "bytes": e.size,
             "fingerprint": e.info.fingerprint,
+            "also_read": zoo.also_read(e),
             "embedded": e.embedded,
             "default": e.name == default,
             "path": str(e.path),

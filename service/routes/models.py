@@ -23,6 +23,7 @@ class Model(BaseModel):
     quality: int | None = Field(description="1 to 6 where λ is one of the field's six.")
     parameters: int
     fingerprint: str = Field(description="Which weights, whatever their name; every bitstream carries it.")
+    also_read: list[str] = Field(description="Other weights of that name whose bitstreams are read here too.")
     default: bool = Field(description="Used where a request names none.")
     embedded: bool = Field(description="Came with the package.")
     loaded: bool
@@ -57,6 +58,7 @@ def _describe(here: Context, entry: ZooEntry) -> Model:
         quality=entry.quality,
         parameters=entry.info.parameters,
         fingerprint=entry.info.fingerprint,
+        also_read=here.zoo.also_read(entry),
         default=entry == here.default_entry,
         embedded=entry.embedded,
         loaded=resident is not None,

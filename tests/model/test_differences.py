@@ -73,6 +73,9 @@ def test_the_earlier_weights_are_small_and_have_no_name(generations):
     zoo = Zoo(generations.now)
     assert zoo.problems == []
     assert zoo.get(NAME).info == generations.later
+    assert zoo.also_read(zoo.get(NAME)) == [generations.earlier.fingerprint]
+    before = Zoo(generations.before)
+    assert before.also_read(before.get(NAME)) == []
     assert [entry.info.fingerprint for entry in zoo.entries() if not entry.embedded] == [generations.later.fingerprint]
     assert zoo.for_quality(3, like=zoo.get(NAME)).path == whole
 
