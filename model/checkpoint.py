@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import save_file
 
 from model.differences import read_tensors
-from model.errors import CheckpointMismatch, CheckpointUnreadable, reason
+from model.errors import CheckpointMismatch, CheckpointUnreadable
 from model.info import ModelInfo, read_info
 from model.network import TCM
-from model.state_dict import TABLES, fill, fingerprint_of
+from model.state_dict import TABLES, fill
 from model.tables import Tables, bottleneck_tables
+from model.tensors import fingerprint_of, write_tensors
 
 
 @dataclass(frozen=True)
@@ -77,20 +75,7 @@ def save(
     }
     if rounding is not None:
         metadata["rounding"] = f"{rounding:g}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name_of_part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    unfinished = Path(name_of_part)
-    try:
-        save_file(stored, unfinished, metadata)
-        unfinished.chmod(0o644)
-        unfinished.replace(path)
-    except safetensors.SafetensorError as error:
-        unfinished.unlink()
-        raise OSError(f"{path}: could not be written ({reason(error)})") from None
-    except BaseException:
-        unfinished.unlink()
-        raise
+    write_tensors(stored, path, metadata)
     return info
 
 

@@ -28,6 +28,7 @@ _OWN = [
     EntryPoint("models", "model.commands.models:models", _GROUP),
     EntryPoint("import", "model.commands.models:import_", _GROUP),
     EntryPoint("pull", "model.commands.models:pull", _GROUP),
+    EntryPoint("difference", "model.commands.models:difference", _GROUP),
 ]
 
 app = typer.Typer(

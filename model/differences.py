@@ -2,21 +2,21 @@
 
 Where g_s alone was trained further, the tensors that changed are a twentieth of the model. Such a file has the earlier
 model's metadata, and in `differs_from` the fingerprint of the whole weights that lie beside it in the same folder.
-
-    python -m model.differences EARLIER LATER     # writes NAME.FINGERPRINT.safetensors beside LATER
+`tcm difference` writes it.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import safetensors
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from model.errors import CheckpointMismatch, CheckpointUnreadable
 from model.info import read_info
+from model.tensors import fingerprint_of, write_tensors
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     with safetensors.safe_open(path, "np") as file:
         whole = (file.metadata() or {}).get("differs_from")
     tensors = load_file(path)
-    return tensors if whole is None else load_file(_beside(path, whole)) | tensors
+    return tensors if whole is None else _beside(path, whole) | tensors
 
 
 def save_difference(earlier: Path, later: Path) -> Path:
@@ -40,34 +40,46 @@ def save_difference(earlier: Path, later: Path) -> Path:
 
     Raises:
         CheckpointUnreadable: one of them is damaged or no model.
-        CheckpointMismatch: they have nothing in common, or other tensors than each other.
+        CheckpointMismatch: they are the same weights, or have other tensors than each other, or none in common.
+        OSError: it cannot be written.
     """
     info, whole = read_info(earlier), read_info(later)
     if whole.differs_from is not None:
         raise CheckpointMismatch(f"{later}: is not whole itself, but differs from {whole.differs_from}")
+    if info.fingerprint == whole.fingerprint:
+        raise CheckpointMismatch(f"{earlier} and {later} are the same weights, {info.fingerprint}")
     old, new = read_tensors(earlier), read_tensors(later)
     kinds = [{name: (t.shape, t.dtype) for name, t in tensors.items()} for tensors in (old, new)]
-    changed = {name: tensor for name, tensor in old.items() if name in new and not tensor.equal(new[name])}
+    changed = {name: tensor for name, tensor in old.items() if name in new and not _same(tensor, new[name])}
     if kinds[0] != kinds[1] or len(changed) == len(old):
         raise CheckpointMismatch(f"{earlier} and {later} are different models: keep them both whole")
-    path = later.with_name(f"{info.name}.{info.fingerprint}.safetensors")
+    for path, tensors, said in ((earlier, old, info), (later, new, whole)):
+        if fingerprint_of(tensors) != said.fingerprint:
+            raise CheckpointUnreadable(f"{path}: damaged: its tensors are not those of its fingerprint")
     with safetensors.safe_open(earlier, "np") as file:
-        save_file(changed, path, file.metadata() | {"differs_from": whole.fingerprint})
+        metadata = file.metadata() | {"differs_from": whole.fingerprint}
+    path = later.with_name(f"{info.name}.{info.fingerprint}.safetensors")
+    write_tensors(changed, path, metadata)
     return path
 
 
-def _beside(path: Path, fingerprint: str) -> Path:
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Bit by bit, as fingerprints see them: 0 and -0 are two."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))
+
+
+def _beside(path: Path, fingerprint: str) -> dict[str, Tensor]:
     for other in sorted(path.parent.glob("*.safetensors")):
         try:
             info = read_info(other)
-        except CheckpointUnreadable:
+            if info.fingerprint == fingerprint and info.differs_from is None:
+                tensors = load_file(other)
+                if fingerprint_of(tensors) == fingerprint:  # a damaged copy may lie beside a sound one
+                    return tensors
+        except (CheckpointUnreadable, OSError, safetensors.SafetensorError):
             continue
-        if info.fingerprint == fingerprint and info.differs_from is None:
-            return other
-    raise CheckpointUnreadable(f"{path}: holds what differs from weights {fingerprint}, and they are not beside it")
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    sys.stdout.write(f"{save_difference(Path(sys.argv[1]), Path(sys.argv[2]))}\n")
+    raise CheckpointUnreadable(
+        f"{path}: holds what differs from weights {fingerprint}, and they are not beside it, or damaged"
+    )

@@ -7,7 +7,6 @@ CompressAI's old parameter names; loaded leniently they give a network with an u
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import zipfile
@@ -20,8 +19,9 @@ from torch import Tensor
 from model.config import TCMConfig
 from model.differences import read_tensors
 from model.errors import CheckpointMismatch, CheckpointUnreadable, reason
-from model.info import FINGERPRINT_BYTES, read_info
+from model.info import read_info
 from model.network import TCM
+from model.tensors import fingerprint_of
 
 TABLES = "tables.z."
 """What the names of the tables of z begin with, in the files of this project."""
@@ -93,16 +93,6 @@ def _check_archive(path: Path) -> None:
 
 def _is_plain(value: Tensor) -> bool:
     return value.layout == torch.strided and value.device.type == "cpu" and value.dtype in _PLAIN
-
-
-def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
-    """The first bytes of the SHA-256 over every tensor, in hex."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # numpy has no bfloat16
-    return digest.digest()[:FINGERPRINT_BYTES].hex()
 
 
 def _check_own(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -74,6 +74,7 @@ class Zoo:
                     self.problems.append(str(error))
                     continue
                 self._all.append(ZooEntry(info.name, path, info, embedded, path.stat().st_size))
+        self._leave_out_unreadable()
         self._by_name: dict[str, ZooEntry] = {}
         for entry in self._all:
             if entry.info.differs_from is not None:  # earlier weights, for their files only
@@ -83,6 +84,15 @@ class Zoo:
                 self.problems.append(
                     f"{entry.path}: {entry.name!r} means {meant.path.name}; this one is for its files only"
                 )
+
+    def _leave_out_unreadable(self) -> None:
+        """Earlier weights are of no use without the later ones beside them; other copies of them may be."""
+        whole = {(e.path.parent, e.info.fingerprint) for e in self._all if e.info.differs_from is None}
+        for entry in list(self._all):
+            later = entry.info.differs_from
+            if later is not None and (entry.path.parent, later) not in whole:
+                self._all.remove(entry)
+                self.problems.append(f"{entry.path}: holds what differs from weights {later}, which are not beside it")
 
     def entries(self) -> list[ZooEntry]:
         """Every model that can be named, by width, metric and rising λ."""
@@ -139,6 +149,7 @@ class Zoo:
             IncompatibleModel: the weights are not here; the message says which are needed.
         """
         same = [entry for entry in self._all if entry.info.fingerprint == fingerprint]
+        same.sort(key=lambda entry: entry.info.differs_from is not None)
         if same:
             return next((entry for entry in same if entry.name == name), same[0])
         here = self._by_name.get(name)

@@ -1,4 +1,4 @@
-"""`tcm models`, `tcm import`, `tcm pull`."""
+"""`tcm models`, `tcm import`, `tcm pull`, `tcm difference`."""
 
 from __future__ import annotations
 
@@ -137,3 +137,14 @@ def pull(
         _target(name, model_dir, force=force)  # before megabytes are downloaded in vain
         with download(name) as checkpoint:
             import_(checkpoint, name=name, force=force, model_dir=model_dir)
+
+
+def difference(
+    earlier: Annotated[Path, typer.Argument(help="The weights that wrote files, which are to stay readable.")],
+    later: Annotated[Path, typer.Argument(help="The same model, trained further, where it is installed.")],
+) -> None:
+    """Keep earlier weights as what they have otherwise than later ones, in a small file beside those."""
+    with one_line_errors():
+        from model.differences import save_difference
+
+        stderr.print(f"{earlier} can go: {save_difference(earlier, later)} reads its files, beside {later.name}")

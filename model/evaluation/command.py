@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,7 +68,9 @@ def evaluate(
         zoo = Zoo(model_dir)
         images = images_in(folder)
         names = model or [entry.name for entry in zoo.entries()]
-        coders: list[Coder] = [TCMCoder(Codec.load(name, device, zoo=zoo)) for name in names]
+        codecs = [Codec.load(name, device, zoo=zoo) for name in names]
+        _check_names([codec.info.name for codec in codecs])
+        coders: list[Coder] = [TCMCoder(codec) for codec in codecs]
         coders += known_peers() if peers else []
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as progress:
@@ -101,6 +104,11 @@ def evaluate(
                 writer.writerows({**dataclasses.asdict(r), "bits_per_pixel": r.bits_per_pixel} for r in records)
         if plot:
             draw(found, plot, f"{len(images)} images of {folder.name}", published)
+
+
+def _check_names(names: list[str]) -> None:
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise ValueError(f"two of these models are called {twice[0]}, which one curve cannot show: measure them apart")
 
 
 def _finite(value: Any) -> Any:

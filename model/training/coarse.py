@@ -44,12 +44,14 @@ class _Shortcut(nn.Module):
         return F.conv2d(x, self.weight, stride=side) + self.bias
 
 
-def shorten(net: TCM, stages: int, *, attention: bool = True) -> TCM:
+@torch.no_grad()
+def shorten(net: TCM, stages: int, *, attention: bool = True, synthesis: bool = True) -> TCM:
     """The same network, sharing its parameters, with the outer `stages` (0, 1 or 2) of g_a and g_s short-cut.
 
     Args:
         stages: how many.
         attention: False leaves the gated branch out of the slice attentions (two thirds of the entropy model's time).
+        synthesis: False leaves g_s as it is.
 
     Raises:
         ValueError: these stages are no linear map of blocks (any more), so that no short cut can stand for them.
@@ -61,20 +63,26 @@ def shorten(net: TCM, stages: int, *, attention: bool = True) -> TCM:
     if stages == 0:
         return short
     cut = stages * (net.config.depth + 1)
-    outer_down, outer_up = net.g_a[:cut], net.g_s[-cut:]
+    x = _nearly_grey(2 ** (stages + 1) * net.config.window)
+    outer_down = net.g_a[:cut]
     down = _analysis(outer_down, 2**stages, net.config.window)
-    up = _synthesis(outer_up, 2**stages, net.config.window, 2 * net.config.N)
-    _check(outer_down, outer_up, down, up, 2 ** (stages + 1) * net.config.window)
+    features, used = down(x), slice(3 * down.weight.shape[-1] ** 2)
+    _check(features[:, used], outer_down(x)[:, used])
     short.g_a = nn.Sequential(down, *net.g_a[cut:])
-    short.g_s = nn.Sequential(*net.g_s[:-cut], up)
+    if synthesis:
+        outer_up = net.g_s[-cut:]
+        up = _synthesis(outer_up, 2**stages, net.config.window, 2 * net.config.N)
+        _check(up(features), outer_up(features))
+        short.g_s = nn.Sequential(*net.g_s[:-cut], up)
     return short
 
 
-def shortest(net: TCM, *, attention: bool = True) -> TCM:
+def shortest(net: TCM, *, attention: bool = True, synthesis: bool = True) -> TCM:
     """The shortest way through a network that its outer stages allow: those that are still linear are short-cut."""
-    for stages in (2, 1):
+    ways = [(stages, both) for stages in (2, 1) for both in (True, False) if synthesis or not both]
+    for stages, both in ways:  # g_s may have learnt on where g_a has not
         try:
-            return shorten(net, stages, attention=attention)
+            return shorten(net, stages, attention=attention, synthesis=both)
         except ValueError:
             continue
     return shorten(net, 0, attention=attention)
@@ -117,18 +125,14 @@ def _synthesis(stage: _Map, side: int, window: int, channels: int) -> _Shortcut:
     )
 
 
-@torch.no_grad()
-def _check(outer_down: _Map, outer_up: _Map, down: _Shortcut, up: _Shortcut, size: int) -> None:
-    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 0.02 + 0.49
-    features = down(x)
-    used = slice(3 * down.weight.shape[-1] ** 2)
-    error = max(_distance(features[:, used], outer_down(x)[:, used]), _distance(up(features), outer_up(features)))
+def _nearly_grey(size: int) -> Tensor:
+    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 0.02 + 0.49
+
+
+def _check(found: Tensor, expected: Tensor) -> None:
+    error = float((found - expected).abs().max() / expected.abs().max())
     if not error < _TOLERANCE:
         raise ValueError(
             f"the outer stages are not the linear block transform of a fresh start (off by {error:.2g}): "
             "train all of it (--part all)"
         )
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())

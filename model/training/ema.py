@@ -12,7 +12,7 @@ _EVERY = 4
 
 
 class Average:
-    """A moving average of a network's parameters.
+    """A moving average of those parameters of a network that learn; all others keep their bits.
 
     Args:
         net: whose parameters are followed.
@@ -21,7 +21,7 @@ class Average:
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._live = dict(net.named_parameters())
+        self._live = {name: value for name, value in net.named_parameters() if value.requires_grad}
         self.weights = {name: value.detach().clone() for name, value in self._live.items()}
 
     @torch.no_grad()

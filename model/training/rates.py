@@ -60,7 +60,7 @@ def bearable_rates(net: nn.Module, loss: Callable[[], float], balance: float) ->
     """
     layers: dict[str, list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
-        if name.startswith(("g_a.", "g_s.")):
+        if name.startswith(("g_a.", "g_s.")) and parameter.requires_grad:
             layers.setdefault(_layer(name), []).append(parameter)
     rest = loss()
     return {
@@ -153,7 +153,7 @@ def channel_rates(net: TCM, deviation: Tensor) -> ChannelRates:
         net: the network.
         deviation: of the channels of y (`latent_deviation`).
     """
-    parameters = dict(net.named_parameters())
+    parameters = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
     factors = {**_readers(net, 1 / deviation), **_writers(net, deviation)}
     factors = {name: factor for name, factor in factors.items() if name in parameters}
     return ChannelRates(deviation, [parameters[name] for name in factors], list(factors.values()))

@@ -128,7 +128,8 @@ def _balance(
     if deviation is None or (by_layer and not known):
         sample = Crops(photographs, options.crop, options.seed)
         x = place.put(torch.stack([sample[i] for i in range(16)]))
-        settle_quantiles(view.entropy_bottleneck)
+        if not options.keeps_bitstreams:
+            settle_quantiles(view.entropy_bottleneck)
         lowered.eval()
     if deviation is None:
         with torch.no_grad():

@@ -37,11 +37,12 @@ _SAMPLE_SEED = 99
 def make_net(options: Options, photographs: list[Path]) -> TCM:
     """A network at its start: random, the block transform, or another model's weights."""
     if options.init_from is not None:
-        net = fill(read_state_dict(options.init_from))
+        weights = read_state_dict(options.init_from)
+        net = fill(weights)
         _check_widths(net.config, options)
         info = _info_of(options.init_from)
         if options.keeps_bitstreams:
-            check_kept(options, info)
+            check_kept(options, info, half=any(weight.dtype == torch.float16 for weight in weights.values()))
         if info is not None and info.metric == options.metric == "mse":  # their λ are of one kind
             rescale_for(net, info.lmbda, options.lmbda)
         if (net.config.M, net.config.slices) != (options.config.M, options.config.slices):
@@ -103,7 +104,7 @@ def _spread(old: TCM, options: Options, photographs: list[Path]) -> TCM:
 def make_view(net: TCM, options: Options) -> TCM:
     """What is trained: the network, or a shorter way through it that shares its parameters."""
     if options.keeps_bitstreams:
-        return synthesis_view(net, shortest(net))
+        return synthesis_view(net, shortest(net, synthesis=False))
     if options.part == "all" and options.attention:
         return net
     if options.part == "entropy":  # g_a only answers: as short as what has learnt allows

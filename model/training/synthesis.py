@@ -25,8 +25,13 @@ _OPENED = 32  # channels at half the resolution; all 64 of xs, and its mixed blo
 _WEIGHT = 3e-3  # standard deviation of the opened channels' weights: nothing reads them yet
 
 
-def check_kept(options: Options, info: ModelInfo | None) -> None:
+def check_kept(options: Options, info: ModelInfo | None, *, half: bool) -> None:
     """That the run writes the symbols of the model that it starts from.
+
+    Args:
+        options: of the run.
+        info: what the model says of itself.
+        half: whether it is stored in float16.
 
     Raises:
         CheckpointMismatch: it would write others.
@@ -45,6 +50,12 @@ def check_kept(options: Options, info: ModelInfo | None) -> None:
         if wanted != given:
             hint = "leave it out" if wanted is None else f"--{option} {wanted}"
             raise CheckpointMismatch(f"--part synthesis leaves bitstreams as {options.init_from} writes them: {hint}")
+    if half != options.half:  # of every weight, not of those alone that learn
+        stored = ("float32", "float16")
+        raise CheckpointMismatch(
+            f"--part synthesis leaves bitstreams as {options.init_from} writes them: it is stored in {stored[half]}, "
+            f"this run would store {stored[options.half]} (--half; always for xs)"
+        )
 
 
 @torch.no_grad()

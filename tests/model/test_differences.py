@@ -86,6 +86,31 @@ def test_they_can_be_trained_on_and_imported(generations, tmp_path):
         assert torch.equal(tensor, old.get_parameter(name)), name
 
 
+def test_signs_of_zeros_count(tmp_path):
+    """Found by a reviewer: 0 and -0 are equal and have other bytes; what was left gave weights of no fingerprint."""
+    for folder, zero in (("before", -0.0), ("now", 0.0)):
+        net = make_tiny()
+        with torch.no_grad():
+            net.h_a[0].conv1.weight[0] = zero
+            net.g_s[-1][0].bias += zero == 0 and str(zero) == "0.0"
+        save(net, tmp_path / folder / f"{NAME}.safetensors", name=NAME, lmbda=0.01, metric="mse")
+    earlier, later = (tmp_path / folder / f"{NAME}.safetensors" for folder in ("before", "now"))
+    assert load(save_difference(earlier, later)).info.fingerprint == read_info(earlier).fingerprint
+
+
+def test_everybody_may_read_them(generations):
+    """Found by a reviewer: written by root, they were no model for a service under another user."""
+    assert generations.left.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_whole_copy_goes_before_what_differs(generations):
+    """Found by a reviewer: readable files were answered with errors, as a difference without its base came first."""
+    zoo = Zoo(generations.now)
+    assert zoo.by_fingerprint(generations.earlier.fingerprint).path == generations.left
+    copy = Path(shutil.copy(generations.before / f"{NAME}.safetensors", generations.now / "z.safetensors"))
+    assert Zoo(generations.now).by_fingerprint(generations.earlier.fingerprint).path == copy
+
+
 def test_without_the_later_weights_they_say_what_is_missing(generations, tmp_path, photo):
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -96,21 +121,28 @@ def test_without_the_later_weights_they_say_what_is_missing(generations, tmp_pat
     saved(alone, brighter=0.2)  # others of that name do not help
     with pytest.raises(CheckpointUnreadable, match="not beside it"):
         load(moved)
-    assert Zoo(alone).problems == []
+    (problem,) = Zoo(alone).problems
+    assert problem.startswith(f"{moved}: holds what differs from weights {generations.later.fingerprint}")
+    with pytest.raises(IncompatibleModel):
+        Zoo(alone).by_fingerprint(generations.earlier.fingerprint)
 
 
 @pytest.mark.parametrize("at", [-1, -40])
 def test_damage_to_either_file_is_seen(generations, at):
-    for path in (generations.left, generations.now / f"{NAME}.safetensors"):
+    whole = generations.now / f"{NAME}.safetensors"
+    for path, says in (generations.left, "its tensors are not those of its fingerprint"), (whole, "or damaged$"):
         sound = path.read_bytes()
         data = bytearray(sound)
         data[at] ^= 1
         path.write_bytes(data)
         for read in (load, read_state_dict):
-            with pytest.raises(CheckpointUnreadable, match="its tensors are not those of its fingerprint"):
+            with pytest.raises(CheckpointUnreadable, match=says):
                 read(generations.left)
+        with pytest.raises(CheckpointUnreadable, match=f"{path.name}: damaged|or damaged$"):
+            save_difference(generations.before / f"{NAME}.safetensors" if path == whole else path, whole)
+        (generations.now / "aa.safetensors").write_bytes(path.read_bytes())  # a sound one does, whichever is first
         path.write_bytes(sound)
-    load(generations.left)
+        load(generations.left)
 
 
 def test_a_third_generation(generations, tmp_path):
@@ -126,6 +158,15 @@ def test_a_third_generation(generations, tmp_path):
         save_difference(whole, second)
 
 
+def test_the_same_weights_are_not_written_over_themselves(generations):
+    """Found by a reviewer: under the name that what is left has, the only whole file was replaced by nothing."""
+    whole = generations.now / f"{NAME}.safetensors"
+    named = whole.rename(whole.with_name(f"{NAME}.{generations.later.fingerprint}.safetensors"))
+    with pytest.raises(CheckpointMismatch, match="are the same weights"):
+        save_difference(named, named)
+    load(named)
+
+
 def test_different_models_are_kept_whole(generations, tmp_path):
     other = tmp_path / "other"
     saved(other, seed=5)
@@ -139,14 +180,19 @@ def test_different_models_are_kept_whole(generations, tmp_path):
 
 def test_as_a_command(generations):
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "model.differences", *map(str, arguments)]
+        command = [Path(sys.executable).with_name("tcm"), "difference", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     generations.left.unlink()
     done = run(generations.before / f"{NAME}.safetensors", generations.now / f"{NAME}.safetensors")
-    assert done.stdout.strip() == str(generations.left)
+    assert done.returncode == 0
+    assert generations.left.name in "".join(done.stderr.split())
     assert read_info(generations.left).differs_from == generations.later.fingerprint
-    assert "EARLIER LATER" in run().stderr
+    refused = run(generations.now / f"{NAME}.safetensors", generations.left)
+    assert refused.returncode == 5
+    assert "not whole itself" in " ".join(refused.stderr.split())
+    absent = run(generations.now / "absent.safetensors", generations.left)
+    assert (absent.returncode, len(absent.stderr.splitlines())) == (5, 1)
 
 
 def test_the_embedded_models_of_earlier_releases_still_read_their_files():

@@ -198,6 +198,15 @@ def test_the_command(folder, tmp_path):
     assert curves([]) == {}
 
 
+def test_two_models_of_one_name_are_not_one_curve(folder):
+    """Found by a reviewer: before and after were points of one curve, and its BD-rate was that of neither."""
+    tcm = Path(sys.executable).with_name("tcm")
+    models = ["--model=tcm-xs-mse-0.05", f"--model={EMBEDDED_DIR / 'tcm-xs-mse-0.05.safetensors'}"]
+    result = subprocess.run([tcm, "eval", folder, *models], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 2
+    assert "called tcm-xs-mse-0.05" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("option", "code", "says"),
     [("--plot=x.xyz", 2, "a picture is one of"), ("--json=nowhere/x", 6, "nowhere"), ("--csv=nowhere/x", 6, "nowhere")],

@@ -13,10 +13,13 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from model import Codec, Zoo
+from model.checkpoint import load, save
 from model.container import read_container
 from model.differences import save_difference
 from model.errors import CheckpointMismatch
-from model.training.setup import make_net
+from model.info import read_info
+from model.state_dict import fill
+from model.training.setup import make_net, make_view
 from model.training.train import train
 from tests.conftest import psnr
 from tests.training.conftest import SMALL
@@ -72,6 +75,39 @@ def test_it_is_taken_up_again(photographs, base, tmp_path):
     again = train(dataclasses.replace(half, steps=4, resume=True, init_from=None), quiet=True)
     for name, tensor in load_file(whole).items():
         assert (load_file(again)[name] - tensor).abs().max() < 1e-2, name  # the rate falls by other steps
+
+
+def test_all_that_does_not_learn_keeps_its_bits(photographs, base, tmp_path):
+    """Found by a reviewer: the average made -0 to 0, and measuring rates settled quantiles that had not been."""
+    tensors = load_file(base)
+    tensors["entropy_bottleneck.quantiles"] += 0.25
+    tensors["h_a.0.conv1.weight"][0] = -0.0
+    net = fill({name: value for name, value in tensors.items() if not name.startswith("tables.")})
+    unlike = tmp_path / "unlike.safetensors"
+    save(net, unlike, name="tcm-xs-mse-0.013", lmbda=0.013, metric="mse", half=True, rounding=8.66)
+    changes = {"part": "synthesis", "start": "random", "rounding": 8.66, "init_from": unlike, "balance": 0.3}
+    path = train(options(photographs, tmp_path, steps=12, average=0.1, **changes), quiet=True)
+    old, new = load_file(unlike), load_file(path)
+    for name in old:
+        if not name.startswith("g_s.") or name.startswith("g_s.0."):
+            assert old[name].numpy().tobytes() == new[name].numpy().tobytes(), name
+    assert load(save_difference(unlike, path)).info.fingerprint == read_info(unlike).fingerprint
+
+
+def test_a_run_that_goes_on_is_as_fast(photographs, base, tmp_path):
+    """Found by a reviewer: once g_s was not linear any more, g_a was computed in full."""
+    kept = options(photographs, tmp_path, part="synthesis", start="random", rounding=8.66, init_from=base, steps=60)
+    started = make_view(make_net(kept, []), kept)
+    path = train(dataclasses.replace(kept, lr=1e-3, average=0.9), quiet=True)
+    going_on = make_view(make_net(dataclasses.replace(kept, init_from=path), []), kept)
+    assert len(started.g_a) == len(going_on.g_a) < len(load(base).net.g_a)
+    assert len(started.g_s) == len(going_on.g_s)
+
+
+def test_weights_are_not_rounded_on_the_way(photographs, base, tmp_path):
+    kept = options(photographs, tmp_path, part="synthesis", start="random", rounding=8.66, init_from=base, half=False)
+    with pytest.raises(CheckpointMismatch, match="is stored in float16, this run would store float32"):
+        train(kept, quiet=True)
 
 
 @pytest.mark.parametrize(
