@@ -23,7 +23,10 @@ from model.errors import CorruptBitstream, IncompatibleModel, ModelError, Unknow
 from model.latent_coder import LatentCoder
 from model.pixels import from_pil
 from model.stages import Stages
+from model.zoo import Zoo
 from tests.conftest import make_tiny, psnr
+
+EMBEDDED = [entry.name for entry in Zoo().entries() if entry.embedded]
 
 
 def test_a_photograph_comes_back(codec, photo):
@@ -34,6 +37,18 @@ def test_a_photograph_comes_back(codec, photo):
     assert psnr(photo, back) > 24
     assert 8 * len(data) / (photo.width * photo.height) < 2
     assert len(data) - len(read_container(data).payload) <= 40
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("colour", [(255, 255, 255), (135, 166, 202), (0, 0, 0)])
+def test_a_plain_picture_has_no_frame(name, colour):
+    """Found by looking: weights trained on insides of photographs alone drew a grey line along a sky's edge."""
+    codec = Codec.load(name, "cpu")
+    for size in ((256, 256), (300, 200)):
+        back = codec.decode(codec.encode(Image.new("RGB", size, colour)))
+        error = np.abs(np.asarray(back).astype(float) - colour)
+        for edge in (error[0], error[-1], error[:, 0], error[:, -1]):
+            assert edge.mean() < 4
 
 
 def test_real_bytes_are_what_the_likelihoods_promise(codec, photo):
