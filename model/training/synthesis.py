@@ -21,7 +21,7 @@ from model.network import TCM
 from model.training.layers import bias_of, conv_of
 from model.training.options import Options
 
-_OPENED = 32  # channels at half the resolution; all 64 of xs, and its mixed blocks there, double the time to decode
+_OPENED = 32  # channels at half the resolution; more of them, and the mixed blocks there, cost the decoder time
 _WEIGHT = 3e-3  # standard deviation of the opened channels' weights: nothing reads them yet
 
 
