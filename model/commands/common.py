@@ -54,12 +54,27 @@ stderr = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlig
 Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Refuse larger images.")]
+
+
+def _to_read(context: typer.Context, folder: Path | None) -> Path | None:
+    """A folder given here is there; the variable's may be one that `tcm import` is yet to make."""
+    folder = folder and folder.expanduser()
+    given = context.get_parameter_source("model_dir")
+    if folder is not None and not folder.is_dir() and given is not None and given.name == "COMMANDLINE":
+        raise typer.BadParameter(f"{folder}: there is no such folder")
+    return folder
+
+
 ModelDir = Annotated[
+    Path | None,
+    typer.Option(envvar="TCM_MODEL_DIR", callback=_to_read, help="Where imported models lie.", show_default=False),
+]
+NewModelDir = Annotated[
     Path | None,
     typer.Option(
         envvar="TCM_MODEL_DIR",
         callback=lambda folder: folder and folder.expanduser(),
-        help="Where imported models lie.",
+        help="Where imported models come to lie; made if it is not there.",
         show_default=False,
     ),
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from model.commands.common import Json, ModelDir, one_line_errors, say, stderr, stdout
+from model.commands.common import Json, ModelDir, NewModelDir, one_line_errors, say, stderr, stdout
 from model.errors import CheckpointUnreadable
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def import_(
     ] = None,
     half: Annotated[bool, typer.Option(help="Store weights in half precision: half as large.")] = False,
     force: Annotated[bool, typer.Option(help="Replace a model of that name.")] = False,
-    model_dir: ModelDir = None,
+    model_dir: NewModelDir = None,
 ) -> None:
     """Check a checkpoint and add it to the model directory. Nothing but tensors is ever read from it."""
     with one_line_errors():
@@ -128,7 +128,7 @@ def _own_info(path: Path) -> ModelInfo | None:
 def pull(
     name: Annotated[str, typer.Argument(help="tcm-s-mse-0.0025 … tcm-s-mse-0.05 (N=64), tcm-l-mse-0.05 (N=128).")],
     force: Annotated[bool, typer.Option(help="Replace a model of that name.")] = False,
-    model_dir: ModelDir = None,
+    model_dir: NewModelDir = None,
 ) -> None:
     """Download one of the authors' checkpoints from their drive, and import it."""
     with one_line_errors():

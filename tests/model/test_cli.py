@@ -75,6 +75,17 @@ def test_what_is_told_of_them_is_so_too(tcm, tmp_path):
     assert one_line(result).endswith(f"-> {folder}/tcm-tiny-mse-0.01.safetensors")
 
 
+def test_a_mistyped_folder_of_models_is_said(tcm, tmp_path):
+    """It was taken for an empty one: photographs became files of embedded models without a word."""
+    (tmp_path / "file").write_bytes(b"")
+    for command in (["models"], ["encode", DATA / "photo.png", "p.tcm"], ["decode", "p.tcm", "p.png"]):
+        for folder in ("modles", "file"):
+            result = tcm(*command, "--model-dir", folder)
+            assert (result.returncode, f"{folder}: there is no such folder" in result.stderr.decode()) == (2, True)
+    assert not (tmp_path / "p.tcm").exists()
+    assert tcm("models").returncode == 0  # the variable's may be one that `tcm import` is yet to make
+
+
 def test_pipes(tcm, photo, tmp_path):
     encoded = tcm("encode", "--quality", "2", "-", "-", stdin=(DATA / "photo.png").read_bytes())
     assert encoded.returncode == 0
