@@ -61,7 +61,7 @@ class Answers:
             return self.fail(str(answer.status))
         milliseconds = answer.milliseconds
         parts = (part.split(";dur=") for part in answer.server_timing.split(", "))
-        stages = {name: float(duration) for name, duration in parts}
+        stages = {name: float(duration) for name, duration in parts if not name.endswith("_wait")}  # the service's
         queue = stages.pop("queue")
         self.total.append(milliseconds)
         self.queue.append(queue)

@@ -5,6 +5,7 @@
     decode    read_container  ──>       codec.synthesise   ──>      codec.unpack, write_image
 
 While the device works on a batch, the images of the next one are read and the symbols of the last one are coded.
+Between them a request waits: for a thread (`read_wait`, `write_wait`), or for the device (`queue`).
 The handlers' handle is `encode`, `inspect` and `decode`; that requests share the device, and batches, is nobody else's
 business. Cancelling one of them takes its work out of the queue, and off the device before its next tile or slice.
 """
@@ -12,6 +13,7 @@ business. Cancelling one of them takes its work out of the queue, and off the de
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -199,10 +201,14 @@ class Scheduler:
         return await self._in_thread(threads, "decode", write, stages)
 
     async def _in_thread(self, threads: Executor, op: str, work: Callable[[Stages], T], stages: Stages) -> T:
+        wait = "write_wait" if threads in (self._files_out, self._slow_out) else "read_wait"
+
         def measured() -> T:
             with self._measured(op, stages) as timed, self._watchdog.watch(f"a file of {op}", _FILE_SECONDS):
+                timed.add(wait, asked, time.perf_counter())
                 return work(timed)
 
+        asked = time.perf_counter()
         return await asyncio.get_running_loop().run_in_executor(threads, measured)
 
     async def _acquire(self, op: str, entry: ZooEntry, stages: Stages) -> Resident:

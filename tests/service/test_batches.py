@@ -116,7 +116,8 @@ def test_images_that_wait_are_encoded_together(
     for answer, image, alone in zip(answers, photos, bitstreams, strict=True):
         stages = stages_of(answer)
         assert list(stages) == [
-            "read_image", "model", "queue", "g_a", "hyper", "slices", "guard", "entropy", "container"
+            "read_wait", "read_image", "model", "queue", "g_a", "hyper", "slices", "write_wait", "guard", "entropy",
+            "container",
         ]  # fmt: skip
         assert stages["g_a"] == stages_of(answers[0])["g_a"]  # the batch's, told to each of its items
         assert stages["queue"] > 0
@@ -134,7 +135,7 @@ def test_bitstreams_that_wait_are_decoded_together(server: Server, large: bytes,
     assert seen == Batches(count=2, items=9, pixels=2304 * 1536 + 8 * PIXELS, g_a=1, g_s=1)
     for answer, single in zip(answers, alone, strict=True):
         assert list(stages_of(answer)) == [
-            "read_bitstream", "model", "queue", "entropy", "slices", "g_s", "write_image"
+            "read_wait", "read_bitstream", "model", "queue", "entropy", "slices", "g_s", "write_wait", "write_image"
         ]  # fmt: skip
         assert_same_picture(answer, single)
 
