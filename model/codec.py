@@ -26,7 +26,7 @@ from model.blocks import SliceAttention
 from model.checkpoint import Weights, load
 from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
 from model.devices import by_index, current, lock_of, pick_device, use_exact_arithmetic
-from model.errors import ModelError
+from model.errors import CheckpointUnreadable, ModelError
 from model.info import ModelInfo
 from model.latent_coder import Analysis, LatentCoder
 from model.pixels import Picture, Pixels, from_pil, to_pil
@@ -94,7 +94,7 @@ class Codec:
 
         Raises:
             UnknownModel: no model of that name is installed.
-            CheckpointUnreadable: the file is damaged.
+            CheckpointUnreadable: the file is damaged, or no longer the one that the entry is of.
             CheckpointMismatch: it holds other weights than it says.
             ValueError: no such device or precision here.
         """
@@ -104,7 +104,13 @@ class Codec:
             path = Path(model)
         else:
             path = (zoo or Zoo()).get(model).path
-        return cls(load(path), pick_device(device), precision)
+        weights = load(path)
+        if isinstance(model, ZooEntry) and weights.info.fingerprint != model.info.fingerprint:
+            raise CheckpointUnreadable(
+                f"{path}: holds weights {weights.info.fingerprint} now, not {model.info.fingerprint}: it was replaced "
+                "since it was found. Start anew, and give new weights a name of their own"
+            )
+        return cls(weights, pick_device(device), precision)
 
     @property
     def retries(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import structlog
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
@@ -39,6 +41,7 @@ _FROM_FRAMEWORK: dict[int, type[errors.Problem]] = {
     405: errors.MethodNotAllowed,
 }
 
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 _OF_FILES = (errors.UnsupportedImage, errors.UnsupportedBitstream, errors.CorruptImage, errors.CorruptBitstream)
 _OF_CURL = "application/x-www-form-urlencoded"
 
@@ -59,6 +62,9 @@ def as_problem(error: Exception) -> errors.Problem:
     if type(error) in FROM_MODEL:
         kind = FROM_MODEL[type(error)]
         return kind(str(error), headers={"Retry-After": "1"} if kind is errors.NoProcess else None)
+    if (isinstance(error, OSError) and error.errno in _LIMITS) or str(error) == "can't start new thread":
+        limit = "the machine gives no more threads or files; try again later"
+        return errors.NoProcess(limit, headers={"Retry-After": "1"})
     return errors.InternalError("something went wrong here; the request_id leads the operator to it")
 
 

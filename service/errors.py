@@ -366,7 +366,7 @@ class OutOfMemory(Problem):
 
 
 class NoProcess(Problem):
-    """The machine gives no process to read the image with.
+    """The machine gives no process to read the image with, or no thread or file.
 
     It has too many open connections or processes. Try again after the time in `Retry-After`.
     """

@@ -45,6 +45,7 @@ class Server(uvicorn.Server):
         self._exit_at: float | None = None
         self._exit_code = EXIT_LOST
         self._told = False
+        self._unwatched = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """A signal has come."""
@@ -57,7 +58,7 @@ class Server(uvicorn.Server):
         """Ten times a second: look whether all is well, and whether it is time to stop."""
         here = self._here
         if counter % 10 == 0:
-            _watch_event_loop(here.settings.hang_seconds)
+            self._watch_event_loop(here.settings.hang_seconds)
         lost = here.watchdog.lost()
         if lost and self._exit_at is None:
             self._exit_at = time.monotonic() + _LAST_SECONDS
@@ -80,12 +81,23 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let nobody in any more, and finish what has begun. What hangs even then is cut off."""
-        _watch_event_loop((self.config.timeout_graceful_shutdown or 0) + self._here.settings.hang_seconds)
+        self._watch_event_loop((self.config.timeout_graceful_shutdown or 0) + self._here.settings.hang_seconds)
         await self._close_doors(sockets or [])
         self._here.admission.closed = True
         await super().shutdown(sockets)
         log.info("stopped")
         faulthandler.cancel_dump_traceback_later()
+
+    def _watch_event_loop(self, seconds: float) -> None:
+        """End the process with code 1 and every thread's stack, unless called again in time; needs no GIL for that."""
+        try:
+            faulthandler.dump_traceback_later(seconds, exit=True)
+        except RuntimeError as error:  # it is a thread, of which the machine may have none to give
+            if not self._unwatched:
+                log.error("the event loop is not watched", reason=str(error))
+            self._unwatched = True
+        else:
+            self._unwatched = False
 
     async def _close_doors(self, sockets: list[socket.socket]) -> None:
         """Close the listeners without losing whom they have let in: in the kernel's queue, or about to send."""
@@ -112,11 +124,6 @@ def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
     with contextlib.suppress(OSError):  # nobody waits, or there is no descriptor for who does
         while True:
             yield listener.accept()[0]
-
-
-def _watch_event_loop(seconds: float) -> None:
-    """End the process with code 1 and every thread's stack, unless called again in time; needs no GIL for that."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def end(code: int) -> None:

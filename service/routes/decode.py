@@ -31,6 +31,7 @@ _RESPONSES = openapi.problems(
     errors.TooManyPixels,
     errors.InvalidParameter,
     errors.OutOfMemory,
+    errors.NoProcess,
     errors.ModelUnavailable,
     errors.DeadlineExceeded,
     *ADMISSION,

@@ -61,6 +61,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         errors.CorruptBitstream,
         errors.TooManyPixels,
         errors.OutOfMemory,
+        errors.NoProcess,
         errors.ModelUnavailable,
     )
     | _RESPONSES,

@@ -12,7 +12,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import Zoo, state_dict
+from model import Codec, Zoo, state_dict
 from model.checkpoint import load, save
 from model.config import SIZES
 from model.errors import CheckpointMismatch, CheckpointUnreadable, IncompatibleModel, UnknownModel
@@ -284,6 +284,17 @@ def test_of_two_names_for_the_same_weights_the_one_that_is_meant(tmp_path):
         assert zoo.by_fingerprint(embedded.info.fingerprint, entry.name).name == entry.name
         assert zoo.for_quality(4, like=zoo.get(entry.name)).name == entry.name
     assert zoo.by_fingerprint(embedded.info.fingerprint, "elsewhere").info.fingerprint == embedded.info.fingerprint
+
+
+def test_weights_replaced_since_they_were_found_are_not_taken_for_them(tmp_path):
+    """A replica wrote files that it answered 409 to: it had loaded others than it said."""
+    path = tmp_path / "mine.safetensors"
+    save(make_tiny(1), path, name="mine", lmbda=0.013, metric="mse")
+    entry = Zoo(tmp_path).get("mine")
+    Codec.load(entry, "cpu")
+    save(make_tiny(2), path, name="mine", lmbda=0.013, metric="mse")
+    with pytest.raises(CheckpointUnreadable, match=f"not {entry.info.fingerprint}: it was replaced"):
+        Codec.load(entry, "cpu")
 
 
 def test_an_imported_model_goes_before_an_embedded_one(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import socket
+import threading
 
 import httpx
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from model import Codec, Zoo
 from model.container import read_container, write_container
+from service.answers import as_problem
 from service.errors import PROBLEMS
 from tests.service.conftest import Server, assert_problem, image_file
 
@@ -266,3 +269,17 @@ def test_every_problem_is_documented(server: Server) -> None:
         assert problem["title"]
         assert problem["description"]
     assert_problem(server.client.get("/problems/none"), 404, "not-found")
+
+
+def test_what_the_machine_has_no_more_of_is_no_mistake() -> None:
+    """A limit of threads or descriptors is not a 500: the operator raises it."""
+    before = threading.stack_size(1 << 46)
+    try:
+        with pytest.raises(RuntimeError) as no_thread:
+            threading.Thread(target=print).start()
+    finally:
+        threading.stack_size(before)
+    for error in (no_thread.value, OSError(errno.EMFILE, "Too many open files"), OSError(errno.EAGAIN, "try again")):
+        assert as_problem(error).code == "no-process"
+    for error in (OSError(errno.EIO, "disk"), RuntimeError("another")):
+        assert as_problem(error).code == "internal-error"
