@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_TEXT = re.compile(r"(\d{1,9})\s*([smhdw])?")
+_TEXT = re.compile(r"(\d{1,9})\s*([smhdw])")
 
 
 def parse(text: str) -> int:
-    """Seconds, at least one; a number without a unit is seconds.
+    """Seconds, at least one. A number alone is none: who means 30 days must not lose a store after 30 seconds.
 
     Raises:
         ValueError: it is no duration.
@@ -17,7 +17,7 @@ def parse(text: str) -> int:
     match = _TEXT.fullmatch(text.strip().lower())
     if not match or not int(match[1]):
         raise ValueError("a duration is a number and a unit: 90s, 15m, 12h, 30d or 2w")
-    return int(match[1]) * _SECONDS[match[2] or "s"]
+    return int(match[1]) * _SECONDS[match[2]]
 
 
 def show(seconds: float) -> str:

@@ -153,7 +153,7 @@ def gc(
         before = time.time() - (durations.parse(ttl) if ttl else float("inf"))
         expired = [meta for meta in medium.entries() if meta.stored < before]
         removed = [meta for meta in _progress(expired, "removing") if dry_run or medium.expire(meta.id, before)]
-        parts = 0 if dry_run else medium.sweep(time.time() - LEFTOVER)
+        parts = medium.sweep(time.time() - LEFTOVER, dry_run=dry_run)
         size = sum(meta.size for meta in removed)
         if as_json:
             rows = {

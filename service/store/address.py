@@ -46,7 +46,7 @@ def open_medium(address: str | None, seconds: float, *, make: bool = True) -> Me
         make: whether to make a folder that was named and is not there.
 
     Raises:
-        OSError: a folder that was named cannot be made or written to, or is not there and must not be made.
+        OSError: a folder that was named cannot be made or written to, or is not there, or empty, and must not be made.
         ValueError: the package for S3 is not installed, or does not take this address.
     """
     if address == NONE:
@@ -64,6 +64,8 @@ def open_medium(address: str | None, seconds: float, *, make: bool = True) -> Me
     files = Files(folder)
     if not make and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
+    if not make and address and not any(folder.iterdir()):  # a service marks it when it starts
+        raise FileNotFoundError(f"{folder} is empty, and no service has ever used it: is it mounted?")
     if make and address:  # that of the default is made when something is stored
         files.make()
     return files

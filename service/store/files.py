@@ -114,23 +114,24 @@ class Files:
     def entries(self) -> Iterator[Meta]:
         """Every object, by rising id."""
         for folder in self._folders():
-            for path in sorted(folder.glob(f"*{SUFFIX}")):
-                if _ID.fullmatch(path.stem) and (meta := self.stat(path.stem)):
+            for path in sorted(folder.iterdir()):  # which raises where it may not look, as `glob` does not
+                if path.suffix == SUFFIX and _ID.fullmatch(path.stem) and (meta := self.stat(path.stem)):
                     yield meta
 
-    def sweep(self, before: float) -> int:
+    def sweep(self, before: float, *, dry_run: bool = False) -> int:
         """Remove parts, and put back what was set aside and never judged."""
         removed = 0
         for folder in self._folders():
-            for path in folder.glob(".*"):
+            for path in folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     if path.suffix not in (_PART, _ASIDE) or path.stat().st_ctime >= before:
                         continue
-                    if path.suffix == _ASIDE:
-                        _put_back(path, self._path(path.name[1:].partition(".")[0]))
-                    else:
-                        path.unlink()
+                    if path.suffix == _PART:
+                        if not dry_run:
+                            path.unlink()
                         removed += 1
+                    elif not dry_run:
+                        _put_back(path, self._path(path.name[1:].partition(".")[0]))
         return removed
 
     def _path(self, digest: str) -> Path:

@@ -61,8 +61,8 @@ class Medium(Protocol):
     def entries(self) -> Iterator[Meta]:
         """Every object, in no order that one may rely on."""
 
-    def sweep(self, before: float) -> int:
-        """Remove what killed writers left before this moment; how many pieces that were."""
+    def sweep(self, before: float, *, dry_run: bool = False) -> int:
+        """Remove what killed writers left before this moment; how many pieces that were, or would be."""
 
 
 def identify(data: bytes) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
@@ -38,6 +39,7 @@ class Objects:
 
     def __init__(self, url: str, seconds: float) -> None:
         self._url = url
+        self._there = False  # the bucket, for all that is known
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
         limit = timedelta(seconds=seconds)
         with _failing():
@@ -69,6 +71,7 @@ class Objects:
                 found = obstore.get(self._store, place(digest))
                 return bytes(found.bytes()) if found.meta["size"] <= MAX_OBJECT_BYTES else b""
             except FileNotFoundError:
+                self._check()
                 return None
 
     def stat(self, digest: str) -> Meta | None:
@@ -77,6 +80,7 @@ class Objects:
             try:
                 return _meta(digest, obstore.head(self._store, place(digest)))
             except FileNotFoundError:
+                self._check()
                 return None
 
     def delete(self, digest: str) -> None:
@@ -101,9 +105,21 @@ class Objects:
                     if path.suffix == SUFFIX and _ID.fullmatch(path.stem):
                         yield _meta(path.stem, found)
 
-    def sweep(self, before: float) -> int:  # noqa: ARG002
+    def sweep(self, before: float, *, dry_run: bool = False) -> int:  # noqa: ARG002
         """Nothing: an upload leaves no parts."""
         return 0
+
+    def _check(self) -> None:
+        """That there is a bucket: in one that is not there, a slip of the pen, everything would seem deleted."""
+        if self._there:
+            return
+        try:
+            next(iter(obstore.list(self._store, chunk_size=1)), None)
+        except BaseError as error:
+            if "<Code>NoSuchBucket</Code>" in str(error):
+                raise MediumFailed(f"there is no bucket {urlsplit(self._url).netloc}") from error
+            return  # who may not list is not told
+        self._there = True
 
 
 def _meta(digest: str, found: ObjectMeta) -> Meta:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import TypeVar
 
 import structlog
@@ -39,6 +40,9 @@ class Store:
         self._medium, self._metrics, self._seconds, self._ttl = medium, metrics, seconds, ttl
         self._threads = Threads(CALLS, seconds)
         self._writing = 0
+        if medium:  # what appears late has no zero to rise from
+            for op, reason in (*product(("write", "read", "stat", "delete"), ("error", "timeout")), ("write", "full")):
+                metrics.store_failures.labels(op, reason)
 
     @property
     def url(self) -> str | None:

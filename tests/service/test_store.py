@@ -39,6 +39,14 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Medium]:
             patch.setenv(name, value)
         made = open_medium("s3://bitstreams/of/tests", 20)
         assert made
+        with pytest.raises(
+            MediumFailed, match="there is no bucket bitstreams"
+        ):  # this server makes it when it is written to
+            made.read(identify(b"first"))
+        with pytest.raises(MediumFailed, match="there is no bucket bitstreams"):
+            made.stat(identify(b"first"))
+        made.write(identify(b"first"), b"first")
+        made.delete(identify(b"first"))
         yield made
 
 
@@ -126,6 +134,8 @@ def test_a_writer_that_is_killed_while_it_writes(tmp_path: Path) -> None:
     assert files.sweep(time.time() - 3600) == 0  # its writer might live
     files.write(digest, data)
     assert files.read(digest) == data
+    assert files.sweep(time.time() + 1, dry_run=True) == 1
+    assert part.exists()
     assert files.sweep(time.time() + 1) == 1
     assert [path.name for path in (tmp_path / digest[:2]).iterdir()] == [f"{digest}.tcm"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -95,6 +96,30 @@ def test_a_disk_that_cannot_read_one_hides_none_of_the_others(store: Path) -> No
     assert len(reasons) >= 2
 
 
+def test_what_cannot_be_looked_at_is_not_sound(store: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`verify` saw nothing in folders of another user's, nor in one where a disk is to be mounted: none damaged."""
+    empty = tmp_path_factory.mktemp("mount")
+    for command in ("ls", "verify", "gc"):
+        result = tcm_store(command, "--store", empty.as_uri())
+        assert (result.returncode, "is it mounted?" in result.stderr) == (6, True), result.stderr
+    (empty / ".tcm-store").touch()  # a service has
+    assert tcm_store("verify", "--store", empty.as_uri()).returncode == 0
+    drop = shutil.which("setpriv")
+    if drop is None or os.geteuid() != 0:
+        pytest.skip("needs root's rights, to do without them")
+    for folder in store.iterdir():
+        folder.chmod(0o700)
+        os.chown(folder, 65_534, 65_534)
+    store.parent.chmod(0o755)
+    caps = "-dac_override,-dac_read_search"
+    for command in ("ls", "verify", "gc"):
+        asked = [drop, f"--bounding-set={caps}", f"--inh-caps={caps}", sys.executable, "-c", SCRIPT, "store", command]
+        told = subprocess.run(
+            [*asked, "--store", store.as_uri()], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (told.returncode, "Permission denied" in told.stderr) == (6, True), told.stderr
+
+
 def test_gc(store: Path) -> None:
     before = {path.name for path in store.rglob("*") if path.is_file()}
     dry = json.loads(tcm_store("gc", "--dry-run", "--json", "--ttl", "1d", "--store", store.as_uri()).stdout)
@@ -133,13 +158,13 @@ def test_mistakes_are_one_line(arguments: list[str], variables: dict[str, str], 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("90s", 90), ("15m", 900), ("12h", 43_200), ("30d", 2_592_000), (" 2 W ", 1_209_600)],
+    [("90s", 90), ("15m", 900), ("12h", 43_200), ("30d", 2_592_000), (" 2 W ", 1_209_600)],
 )
 def test_durations(text: str, seconds: int) -> None:
     assert durations.parse(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0", "0d", "-1d", "1y", "1.5h", "d", "9" * 10, "soon"])
+@pytest.mark.parametrize("text", ["", "0", "30", "0d", "-1d", "1y", "1.5h", "d", "9" * 10, "soon"])
 def test_durations_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="30d"):
         durations.parse(text)
