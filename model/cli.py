@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import inspect
 import io
-import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
@@ -19,6 +18,7 @@ from typing import Any
 import typer
 
 from model import environment
+from model.streams import open_what_is_closed
 
 _GROUP = "tcm.commands"
 _OWN = [
@@ -52,20 +52,12 @@ def _join(name: str, command: Callable[..., Any] | typer.Typer) -> None:
     app.command(name, context_settings=settings, add_help_option=not bare)(command)
 
 
-def _open_what_is_closed() -> None:
-    """Streams that a shell has closed (`>&-`), or a file that is opened later would be one of them."""
-    # what is asked for on a closed standard output must fail, not vanish: that one is open for reading alone
-    for name, mode, flag in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, flag), mode))
+def main() -> None:
+    """The `tcm` program. Loads the command that is asked for, and all of them for help: a health check is quick."""
+    open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be of bytes that are no text
-
-
-def main() -> None:
-    """The `tcm` program. Loads the command that is asked for, and all of them for help: a health check is quick."""
-    _open_what_is_closed()
     environment.prepare()
     points = {point.name: point for point in [*_OWN, *entry_points(group=_GROUP)]}
     asked = sys.argv[1] if len(sys.argv) > 1 else ""

@@ -6,7 +6,9 @@ the others has: layouts and constants that two files must agree on would part el
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -25,8 +27,38 @@ def compiled(*others: ModuleType) -> Callable[..., Callable[[Callable[..., Any]]
     def njit(*signature: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
         def compile_(function: Callable[..., Any]) -> Any:
             function.__qualname__ += f"_{version}"  # by which numba names its file
-            return _njit(*signature, nogil=True, cache=True, **options)(function)
+            try:
+                loop = _njit(nogil=True, cache=True, **options)(function)
+            except RuntimeError:
+                _warn("no folder that numba knows can be written to")
+                loop = _njit(nogil=True, **options)(function)
+            else:
+                _save_if_possible(loop)
+            for one in signature:
+                loop.compile(one)
+            if signature:
+                loop.disable_compile()
+            return loop
 
         return compile_
 
     return njit
+
+
+def _save_if_possible(loop: Any) -> None:
+    """A full disk, say, makes the next start slow, and this one no failure."""
+    save = loop._cache.save_overload
+
+    def try_to_save(*arguments: Any) -> None:
+        try:
+            save(*arguments)
+        except OSError as error:
+            _warn(str(error))
+
+    loop._cache.save_overload = try_to_save
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    advice = "every start compiles them anew, unless NUMBA_CACHE_DIR names a folder with room"
+    warnings.warn(f"compiled loops cannot be kept ({reason}): {advice}", RuntimeWarning, stacklevel=3)

@@ -118,7 +118,7 @@ class Sandbox:
 
         Raises:
             GivenUp: `reading` was, while it was read or before.
-            NoProcess: the machine gives no process for it.
+            NoProcess: the machine gives no process for it, or has killed it, as it does when memory runs out.
             UnsupportedImage: not an image of a known format, or of a kind that cannot be coded.
             CorruptImage: damaged, truncated, or beyond the limits to decode.
             TooManyPixels: its header promises more than `max_pixels`.
@@ -130,7 +130,11 @@ class Sandbox:
                 picture = process.read_image(data, max_pixels, keep_metadata, self.seconds, announce)
         except _Ended as ended:
             process.close()
-            raise GivenUp if reading.given_up else CorruptImage(self._reason(ended)) from None
+            if reading.given_up:
+                raise GivenUp from None
+            if ended.signal == signal.SIGKILL:  # not by us: nothing that the file did
+                raise NoProcess("the process that read the image was killed; try again later") from None
+            raise CorruptImage(self._reason(ended)) from None
         except BaseException:
             self._give_back(process)
             raise

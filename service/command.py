@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import resource
 import signal
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from model import environment
+from model.streams import open_what_is_closed
 from service import logs
 from service.settings import PREFIX, PROGRAM, SECRETS, Settings, option
 
@@ -31,6 +33,7 @@ def serve(ctx: typer.Context) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Serve until told to stop. Returns the exit code: 0, 1 (cannot serve) or 2 (wrong settings)."""
+    open_what_is_closed()  # or a client's connection would be where faults are written to
     try:
         settings = Settings.from_arguments(arguments)
     except SettingsError as error:
@@ -69,6 +72,10 @@ def _serve(settings: Settings) -> int:
     except (UnknownModel, OSError, ValueError) as error:
         return _fail(str(error), USAGE_ERROR)
     try:
+        forwarded = _forwarded_allow_ips()
+    except ValueError as error:
+        return _fail(str(error), USAGE_ERROR)
+    try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]  # which repeats the address
@@ -100,7 +107,7 @@ def _serve(settings: Settings) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
-        forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),  # or uvicorn believes all of this machine
+        forwarded_allow_ips=forwarded,
         reset_contextvars=True,  # or what is pipelined behind a request begins with its context
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.timeout_ms // 1000 + 1,  # no request lives longer
@@ -119,6 +126,22 @@ def _all_descriptors() -> None:
     if soft != resource.RLIM_INFINITY and soft < most:
         with contextlib.suppress(ValueError, OSError):  # some machines allow less than they say
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _forwarded_allow_ips() -> str:
+    """Whose `X-Forwarded-For` is believed; nobody's if unsaid, where uvicorn believes all of this machine.
+
+    Raises:
+        ValueError: a part is no address or network, which uvicorn would compare with addresses, letter by letter.
+    """
+    text = os.environ.get("FORWARDED_ALLOW_IPS", "")
+    for part in map(str.strip, text.split(",")):
+        try:
+            if part and text.strip() != "*":
+                ipaddress.ip_network(part)
+        except ValueError as error:
+            raise ValueError(f"FORWARDED_ALLOW_IPS is addresses and networks between commas, or *: {error}") from None
+    return text.strip()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -15,21 +15,29 @@ import json
 import os
 import re
 import secrets
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from service.metrics import Metrics
+from service.threads import Threads
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 POLL_SECONDS = 1.0
+PATIENCE = 5.0
+"""Seconds for one look at the file, whose medium may hang."""
+_LOOKS = 4
+"""That may hang at a time."""
 
 _KEY = re.compile(r"tcm_([0-9a-f]{8})_[0-9a-f]{64}")
 _NOBODY = "0" * 64  # compared with where the id is unknown, so that both cases do the same work
@@ -165,6 +173,7 @@ class Keys:
 
     def __init__(self, path: Path, metrics: Metrics) -> None:
         self._path, self._metrics = path, metrics
+        self._threads = Threads(_LOOKS, PATIENCE)
         self._stamp: tuple[int, int, int] | None = _stamp(path)
         self._take(read(path))
 
@@ -185,20 +194,25 @@ class Keys:
 
     async def _reload(self) -> None:
         try:
-            stamp = await asyncio.to_thread(_stamp, self._path)
+            stamp = await self._look(_stamp)
             if stamp == self._stamp:
                 return
             self._stamp = stamp  # before reading: a change meanwhile is seen next time
-            keys = await asyncio.to_thread(read, self._path)
+            keys = await self._look(read)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next look may succeed
             if self._healthy:
-                log.error("keys file cannot be read, the earlier keys stay", reason=str(error))
+                reason = str(error) or f"nothing came of it for {PATIENCE:g} s"
+                log.error("keys file cannot be read, the earlier keys stay", reason=reason)
             if not isinstance(error, ValueError):
                 self._stamp = None  # it may come back as it was
             self._say(healthy=False)
             return
         self._take(keys)
         log.info("keys read again", keys=len(keys))
+
+    async def _look(self, work: Callable[[Path], T]) -> T:
+        async with asyncio.timeout(PATIENCE):
+            return await self._threads.run(lambda: work(self._path))
 
     def _take(self, keys: list[Key]) -> None:
         self._keys = {key.id: key for key in keys}
@@ -212,4 +226,6 @@ class Keys:
 
 def _stamp(path: Path) -> tuple[int, int, int]:
     status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is no file")  # reading a pipe may never end
     return status.st_ino, status.st_mtime_ns, status.st_size

@@ -21,8 +21,9 @@ _PIECES = 64
 class LogLines:
     """A stream for `logging`, and a logger for structlog, whose lines need nothing of `logging` then.
 
-    What a pipe does not take now is written with a later line; what cannot be written at all is lost, and costs nothing
-    else. Any thread may call it, and whatever Python calls in the middle of that: finalisers, handlers of signals.
+    What a pipe does not take now is written with a later line; what cannot be written at all is lost and counted, and
+    costs nothing else. Any thread may call it, and whatever Python calls in the middle of that: finalisers, handlers of
+    signals.
 
     Args:
         file: the descriptor to write to. Not Python's own stream: whoever ends the process would wait for it.
@@ -34,6 +35,8 @@ class LogLines:
         self._writing = False
         self._waiting: deque[bytes] = deque()
         self._lost = 0
+        self._fails = False  # as a full disk does, and not for ever
+        self._begun = self._torn = False  # a piece is out of the line that waits first, or of one that was lost
 
     def msg(self, line: str) -> None:
         """Write a line, without waiting."""
@@ -43,7 +46,7 @@ class LogLines:
             else:
                 self._lost += 1
             self._write()
-            lost = 0 if self._waiting else self._lost
+            lost = 0 if self._waiting or self._fails else self._lost
             self._lost -= lost
         if lost:
             structlog.get_logger().warning("log lines lost", lines=lost)
@@ -86,13 +89,20 @@ class LogLines:
 
     def _write_piece(self) -> None:
         line = self._waiting[0]
+        if self._torn and not self._begun:
+            line = b"\n" + line
         try:
             written = os.write(self._file, line[:_PIECE])
         except BlockingIOError:
             return
         except OSError:
-            written = len(line)  # nobody will ever read it
-        if written < len(line):
+            self._fails, self._torn, self._begun = True, self._torn or self._begun, False
+            self._lost += 1
+            self._waiting.popleft()
+            return
+        self._fails = self._torn = False
+        self._begun = written < len(line)
+        if self._begun:
             self._waiting[0] = line[written:]
         else:
             self._waiting.popleft()

@@ -13,7 +13,7 @@ import structlog
 from service.errors import BitstreamNotFound, DamagedBitstream, StoreDisabled, StoreUnavailable
 from service.metrics import Metrics
 from service.store.medium import Medium, MediumFailed, Meta, identify
-from service.store.threads import Threads
+from service.threads import Threads
 
 log = structlog.get_logger()
 T = TypeVar("T")

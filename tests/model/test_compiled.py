@@ -29,6 +29,21 @@ def more():
 """
 
 
+def test_where_nothing_can_be_kept_loops_are_compiled_all_the_same(tmp_path):
+    """Found by trying: `tcm serve` ended on a full disk, and in a system that is read-only."""
+    script = "{}\nfrom model.steps import place; print(place(5, 7))"
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path)}
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+    nowhere = "from numba.core import caching; caching.CacheImpl._locator_classes.clear()"
+    for way, reason in (("", None), (full, "File too large"), (nowhere, "no folder")):
+        command = [sys.executable, "-B", "-c", script.format(way)]
+        variables["NUMBA_CACHE_DIR"] = str(tmp_path / (reason or "kept"))
+        result = subprocess.run(command, env=variables, check=True, capture_output=True, text=True, timeout=120)
+        assert result.stdout == "20\n"
+        assert (reason or "") in result.stderr
+        assert result.stderr.count("RuntimeWarning: compiled loops cannot be kept") == (reason is not None)
+
+
 def test_a_change_in_another_file_is_seen(tmp_path):
     (tmp_path / "loop.py").write_text(LOOP)
 

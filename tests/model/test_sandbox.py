@@ -231,6 +231,17 @@ def test_a_crash_costs_one_file(sandbox):
             work.result()
 
 
+def test_a_process_that_is_killed_says_nothing_of_the_file(sandbox):
+    """As the kernel does when memory runs out: a sound photograph was called damaged."""
+    data = (DATA / "photo.png").read_bytes()
+
+    sandbox.read_image(data)
+    process = sandbox._idle[-1]
+    with pytest.raises(NoProcess, match="was killed; try again"):
+        sandbox.read_image(data, announce=lambda _: process._child.kill())
+    assert sandbox.read_image(data).rgb.shape == (256, 384, 3)
+
+
 def test_a_service_manager_that_stops_all_processes_costs_no_file(sandbox):
     """systemd sends SIGTERM to every process of a unit, and the parent finishes what it has begun."""
     data = (DATA / "photo.png").read_bytes()

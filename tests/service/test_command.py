@@ -39,6 +39,24 @@ def test_wrong_settings(arguments: list[str], named: str) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("text", ["127.0.0.1/8", "10.0.0.1, nginx", "10.0.0.1;10.0.0.2", "*, 10.0.0.1", "::1/129"])
+def test_networks_that_are_none(text: str) -> None:
+    """uvicorn takes them for names that no address has: all clients of the proxy shared one quota, without a word."""
+    result = run("--port", "0", "--device", "cpu", FORWARDED_ALLOW_IPS=text, TCM_STORE="none")
+    assert result.returncode == 2
+    assert "FORWARDED_ALLOW_IPS" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_standard_error_that_is_closed(tmp_path: Path, photo_file: bytes) -> None:
+    """Its number went to the file that images are read through, and every image was damaged."""
+    closing = "import os, sys; os.close(2); os.execv(sys.executable, [sys.executable, '-m', 'service', *sys.argv[1:]])"
+    server = start(tmp_path, program=("-c", closing), model_dir=tmp_path)
+    assert Path(f"/proc/{server.process.pid}/fd/2").readlink() == Path(os.devnull)
+    assert server.client.post("/v1/encode", content=photo_file).status_code == 200
+    assert server.stop() == 0
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to see handlers in")
 def test_it_can_be_stopped_while_it_starts() -> None:
     """As the first process of a container it gets no signal that it has no handler for: one from the very start."""

@@ -76,6 +76,31 @@ def test_a_reader_that_is_gone_costs_nothing() -> None:
     os.close(begin)
 
 
+FULL = """
+import resource, sys
+from service.log_lines import LogLines
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+lines = LogLines(int(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (230, hard))
+for k in range(6):
+    lines.msg(f"{k}" * 49)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+for k in range(6, 8):
+    lines.msg(f"{k}" * 49)
+"""
+
+
+def test_a_disk_that_was_full(tmp_path: Path) -> None:
+    """Found by trying: what was lost was not counted, and half a line was one with the next."""
+    with (tmp_path / "log").open("wb") as file:
+        command = [sys.executable, "-c", FULL, str(file.fileno())]
+        told = subprocess.run(command, pass_fds=[file.fileno()], check=True, timeout=60, capture_output=True).stdout
+    written = (tmp_path / "log").read_text().splitlines()
+    assert written == [*(f"{k}" * 49 for k in range(4)), "4" * 30, "6" * 49, "7" * 49]
+    assert b"log lines lost" in told
+    assert b"lines=2" in told.replace(b"\x1b[0m=\x1b[35m", b"=")
+
+
 def test_a_service_whose_log_nobody_reads_goes_on(tmp_path: Path) -> None:
     """Found by trying: its event loop hung, and the watchdog ended it."""
     variables = os.environ | {"TCM_STORE": "none", "TCM_PRELOAD": "none", "TCM_DRAIN_SECONDS": "0"}

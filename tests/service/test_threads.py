@@ -13,7 +13,7 @@ import pytest
 from service.errors import StoreUnavailable
 from service.metrics import Metrics
 from service.store.store import MOST_WRITES, Store
-from service.store.threads import Threads
+from service.threads import Threads
 
 
 async def given_up(threads: Threads, *seconds: float) -> None:

@@ -60,7 +60,7 @@ class Threads:
                 loop.call_soon_threadsafe(ended)
 
         try:
-            threading.Thread(target=call, name="store", daemon=True).start()
+            threading.Thread(target=call, name="patient", daemon=True).start()
         except RuntimeError as error:
             self._free.release()
             raise OSError(f"the machine gives no thread: {error}") from error
