@@ -103,7 +103,7 @@ class Codec:
         elif isinstance(model, Path) or str(model).endswith(".safetensors"):
             path = Path(model)
         else:
-            path = (zoo or Zoo()).get(model).path
+            path = (zoo or Zoo()).named(model).path
         weights = load(path)
         if isinstance(model, ZooEntry) and weights.info.fingerprint != model.info.fingerprint:
             raise CheckpointUnreadable(

@@ -67,7 +67,7 @@ class Zoo:
         self.problems: list[str] = []  # files that look like weights and are not: skipped, but worth a warning
         self._all: list[ZooEntry] = []
         for folder, embedded in ((self.model_dir, False), (EMBEDDED_DIR, True)):
-            for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+            for path in self._files(folder):
                 try:
                     info = read_info(path)
                 except CheckpointUnreadable as error:
@@ -84,6 +84,15 @@ class Zoo:
                 self.problems.append(
                     f"{entry.path}: {entry.name!r} means {meant.path.name}; this one is for its files only"
                 )
+
+    def _files(self, folder: Path) -> list[Path]:
+        try:
+            return sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:  # whose it is, say
+            self.problems.append(f"{folder}: {error.strerror}")
+            return []
 
     def _leave_out_unreadable(self) -> None:
         """Earlier weights are of no use without the later ones beside them; other copies of them may be."""
@@ -110,6 +119,18 @@ class Zoo:
             raise UnknownModel(f"no model {name!r:.100} here; installed are: {known}{hint}")
         return self._by_name[name]
 
+    def named(self, name: str) -> ZooEntry:
+        """As `get`, for who has installed the models and may see the paths of those that were skipped.
+
+        Raises:
+            UnknownModel: it is not installed, or was skipped.
+        """
+        try:
+            return self.get(name)
+        except UnknownModel as error:
+            skipped = "".join(f"; skipped {problem}" for problem in self.problems[:3])
+            raise UnknownModel(f"{error}{skipped}") from None
+
     def default(self, name: str | None = None) -> ZooEntry:
         """The model used where none is asked for: `name`, else the embedded one of the middle λ, else the middle one.
 
@@ -117,7 +138,7 @@ class Zoo:
             UnknownModel: `name` is not installed, or no model is.
         """
         if name:
-            return self.get(name)
+            return self.named(name)
         if DEFAULT_MODEL in self._by_name:
             return self._by_name[DEFAULT_MODEL]
         entries = self.entries()
@@ -141,6 +162,10 @@ class Zoo:
         """The fingerprints of other weights of its name that are here: they read their files, and write none."""
         same = {e.info.fingerprint for e in self._all if e.name == entry.name}
         return sorted(same - {entry.info.fingerprint})
+
+    def readable(self) -> list[ZooEntry]:
+        """Every model, those that can be named and other weights of their names."""
+        return sorted(self._all, key=lambda entry: (entry.name, entry.path))
 
     def by_fingerprint(self, fingerprint: str, name: str = "") -> ZooEntry:
         """The model with exactly these weights, whatever it is called; of several that called `name`, as the file says.

@@ -161,7 +161,7 @@ def _preloaded(settings: Settings, zoo: Zoo) -> list[ZooEntry]:
         if word == "all":
             entries |= {entry.name: entry for entry in zoo.entries()}
         elif word != "none":
-            entry = zoo.default(settings.default_model) if word == "default" else zoo.get(word)
+            entry = zoo.default(settings.default_model) if word == "default" else zoo.named(word)
             entries[entry.name] = entry
     return list(entries.values())
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from model.commands.common import Json, ModelDir, NewModelDir, one_line_errors, say, stderr, stdout
+from model.commands.common import Json, ModelDir, NewModelDir, exit_code, one_line_errors, say, stderr, stdout
 from model.errors import CheckpointUnreadable
 
 if TYPE_CHECKING:
@@ -17,12 +17,40 @@ if TYPE_CHECKING:
     from model.zoo import Zoo
 
 
-def models(as_json: Json = False, model_dir: ModelDir = None) -> None:
+def models(
+    as_json: Json = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read all of every file; exit code 5 if one is damaged.")
+    ] = False,
+    model_dir: ModelDir = None,
+) -> None:
     """List the models that are installed here."""
     from model.zoo import Zoo
 
     with one_line_errors():
-        _list(Zoo(model_dir), as_json=as_json)
+        zoo = Zoo(model_dir)
+        damaged = _damaged(zoo) if check else []
+        _list(zoo, as_json=as_json)
+        for problem in damaged:
+            stderr.print(f"tcm: {problem}")
+        if check and (damaged or zoo.problems):
+            raise typer.Exit(exit_code(CheckpointUnreadable("")))
+        if check:
+            stderr.print(f"{len(zoo.readable())} files are whole")
+
+
+def _damaged(zoo: Zoo) -> list[str]:
+    """What is wrong with the models' files; a listing looks at what they say of themselves alone."""
+    from model.checkpoint import load
+    from model.errors import CheckpointMismatch
+
+    found = []
+    for entry in zoo.readable():
+        try:
+            load(entry.path)
+        except (CheckpointUnreadable, CheckpointMismatch, OSError) as error:
+            found.append(str(error))
+    return found
 
 
 def _list(zoo: Zoo, *, as_json: bool) -> None:

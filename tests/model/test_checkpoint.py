@@ -286,6 +286,18 @@ def test_of_two_names_for_the_same_weights_the_one_that_is_meant(tmp_path):
     assert zoo.by_fingerprint(embedded.info.fingerprint, "elsewhere").info.fingerprint == embedded.info.fingerprint
 
 
+def test_a_model_that_is_skipped_is_no_model_that_was_never_there(tmp_path, tiny_file):
+    (tmp_path / "shop.safetensors").write_bytes(tiny_file.read_bytes()[:1000])
+    with pytest.raises(UnknownModel, match=r"no model 'shop' here; .*; skipped .*shop.safetensors: damaged"):
+        Zoo(tmp_path).named("shop")
+    with pytest.raises(UnknownModel) as told:  # whoever asks a service
+        Zoo(tmp_path).get("shop")
+    assert "skipped" not in str(told.value)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert [problem.endswith("symbolic links") for problem in Zoo(loop).problems] == [True]
+
+
 def test_weights_replaced_since_they_were_found_are_not_taken_for_them(tmp_path):
     """A replica wrote files that it answered 409 to: it had loaded others than it said."""
     path = tmp_path / "mine.safetensors"

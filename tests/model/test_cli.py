@@ -75,6 +75,23 @@ def test_what_is_told_of_them_is_so_too(tcm, tmp_path):
     assert one_line(result).endswith(f"-> {folder}/tcm-tiny-mse-0.01.safetensors")
 
 
+def test_models_are_checked(tcm, tmp_path, tiny_file):
+    """The list is of what files say of themselves: one whose weights were damaged looked like any other."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    assert b"files are whole" in tcm("models", "--check").stderr
+    data = bytearray(tiny_file.read_bytes())
+    data[-1000] ^= 1
+    (folder / "tiny.safetensors").write_bytes(data)
+    assert tcm("models").returncode == 0
+    result = tcm("models", "--check", "--json")
+    assert result.returncode == 5
+    assert b"tiny.safetensors: damaged: its tensors are not those" in result.stderr
+    assert any(row["path"].endswith("tiny.safetensors") for row in json.loads(result.stdout))
+    (folder / "tiny.safetensors").write_bytes(data[:1000])
+    assert tcm("models", "--check").returncode == 5
+
+
 def test_a_mistyped_folder_of_models_is_said(tcm, tmp_path):
     """It was taken for an empty one: photographs became files of embedded models without a word."""
     (tmp_path / "file").write_bytes(b"")

@@ -39,6 +39,13 @@ def test_wrong_settings(arguments: list[str], named: str) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_default_model_whose_file_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "shop.safetensors").write_bytes(b"cut short")
+    result = run("--model-dir", str(tmp_path), "--default-model", "shop", "--device", "cpu")
+    assert result.returncode == 2
+    assert "shop.safetensors: damaged or not a weights file" in result.stderr
+
+
 @pytest.mark.parametrize("text", ["127.0.0.1/8", "10.0.0.1, nginx", "10.0.0.1;10.0.0.2", "*, 10.0.0.1", "::1/129"])
 def test_networks_that_are_none(text: str) -> None:
     """uvicorn takes them for names that no address has: all clients of the proxy shared one quota, without a word."""
