@@ -41,8 +41,8 @@ class NoCodec:
     ) -> list[Analysis]:
         return [Analysis(np.empty(0, np.int32), np.empty(0, np.int16), [], 1) for _ in pictures]
 
-    def pack(self, picture: Picture, analysis: Analysis, *, stages: Stages) -> bytes:
-        return Codec.pack(self, picture, analysis, stages=stages)  # type: ignore[arg-type]
+    def pack(self, picture: Picture, analysis: Analysis, *, name: str, stages: Stages) -> bytes:
+        return Codec.pack(self, picture, analysis, name=name, stages=stages)  # type: ignore[arg-type]
 
     def synthesise(
         self, containers: Sequence[Container], *, stages: Stages, heartbeat: Heartbeat = unwatched

@@ -233,14 +233,23 @@ class Codec:
 
         return self._latents.analyses(self._on_device(work))
 
-    def pack(self, picture: Picture, analysis: Analysis, *, stages: Stages | None = None) -> bytes:
-        """The .tcm file of a picture and its symbols. Any thread may do this while the device works on."""
+    def pack(
+        self, picture: Picture, analysis: Analysis, *, name: str | None = None, stages: Stages | None = None
+    ) -> bytes:
+        """The .tcm file of a picture and its symbols. Any thread may do this while the device works on.
+
+        Args:
+            picture: whose metadata and alpha channel go with it.
+            analysis: the symbols.
+            name: of the model, where the same weights go by several.
+            stages: where the time goes.
+        """
         stages = Stages() if stages is None else stages
         payload = self._latents.payload(analysis, stages)
         with stages("container"):
             return write_container(
                 Container(
-                    model=self.info.name,
+                    model=name or self.info.name,
                     fingerprint=self.info.fingerprint,
                     width=picture.width,
                     height=picture.height,

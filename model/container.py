@@ -167,6 +167,11 @@ def read_container(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Contain
     )
 
 
+def seen_pixels(width: int, height: int) -> int:
+    """Pixels of a picture as the networks see it: a side counts as 128 at least."""
+    return max(width, SHORTEST_SIDE) * max(height, SHORTEST_SIDE)
+
+
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
     """The limit of pixels, for an image and for the promise of one.
 
@@ -178,7 +183,7 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise TooManyPixels(f"{width}x{height}: a side has at most {MAX_SIDE} pixels")
     if width * height > max_pixels:
         raise TooManyPixels(f"{width}x{height} = {width * height} pixels is over the limit of {max_pixels}")
-    seen = max(width, SHORTEST_SIDE) * max(height, SHORTEST_SIDE)
+    seen = seen_pixels(width, height)
     if seen > max(max_pixels, SHORTEST_SIDE**2):
         raise TooManyPixels(
             f"{width}x{height} counts as {seen} pixels, which is over the limit of {max_pixels}: "

@@ -14,12 +14,15 @@ from model.container import MAX_METADATA
 EXIF_PREFIX = b"Exif\0\0"
 """Of EXIF in JPEG files; other formats leave it out, and so may who writes them."""
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
-_ORIENTATION = 274
+_ORIENTATION, _EXIF = 274, 0x8769
+_SIZE = (0xA002, 0xA003)  # width and height, in the directory of EXIF
+_THUMBNAIL = (0x0201, 0x0202)  # place and length, in the second directory
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+_SIDEWAYS = {_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8]}
 _IN_XMP = re.compile(
     rb"""\s?\b(?:tiff:Orientation|xmpNote:HasExtendedXMP)=(?:"[^"]*"|'[^']*')"""
     rb"""|<(tiff:Orientation|xmpNote:HasExtendedXMP)>[^<]*</\1>"""
@@ -44,7 +47,7 @@ def upright(image: Image.Image) -> tuple[Image.Image, bytes | None, bytes | None
         found = _AS_PILLOW_FINDS_IT.search(said_in_xmp or b"")
         return _turned(image, found and _TURNS.get(int(found[1]))), None, xmp
     try:
-        exif = _written(tags) if image.format == "TIFF" else upright_exif(bounded(image.info.get("exif")))
+        exif = _written(tags) if image.format == "TIFF" else upright_exif(bounded(image.info.get("exif")), turn)
     except Exception:  # noqa: BLE001 - one broken tag must not cost what another says of the pixels
         exif = None
     return _turned(image, turn), exif, xmp
@@ -89,10 +92,11 @@ def upright_xmp(xmp: bytes | None) -> bytes | None:
     return None if xmp is None or _AS_PILLOW_FINDS_IT.search(xmp) else xmp
 
 
-def upright_exif(exif: bytes | None) -> bytes | None:
+def upright_exif(exif: bytes | None, turn: Image.Transpose | None = None) -> bytes | None:
     """EXIF behind its prefix, without orientation; none where it cannot be read.
 
-    All else stays as and where it was, whatever its type: Pillow would write much of it anew as something else.
+    All else stays as and where it was, whatever its type: Pillow would write much of it anew as something else. Of a
+    picture that was turned, the thumbnail goes, which was not.
     """
     if exif is None:
         return None
@@ -104,12 +108,42 @@ def upright_exif(exif: bytes | None) -> bytes | None:
         end = place + 2 + 12 * count
         entries = [exif[at : at + 12] for at in range(place + 2, end, 12)]
         kept = [entry for entry in entries if struct.unpack_from(order + "H", entry)[0] != _ORIENTATION]
+        if turn is not None:
+            exif = _turned_exif(exif, order, place, end, sideways=turn in _SIDEWAYS)
     except struct.error:
         return None
     if not kept:
         return None
     directory = struct.pack(order + "H", len(kept)) + b"".join(kept) + exif[end : end + 4]
     return EXIF_PREFIX + exif[:place] + directory.ljust(2 + 12 * count + 4, b"\0") + exif[end + 4 :]
+
+
+def _turned_exif(exif: bytes, order: str, place: int, end: int, *, sideways: bool) -> bytes:
+    """Without the thumbnail, width and height as they are now."""
+    turned = bytearray(exif)
+    if len(turned) >= end + 4:
+        (second,) = struct.unpack_from(order + "L", turned, end)
+        turned[end : end + 4] = bytes(4)
+        tags = _places(exif, order, second) if second else {}
+        if tags.keys() >= {*_THUMBNAIL}:
+            start, length = (struct.unpack_from(order + "L", exif, tags[tag] + 8)[0] for tag in _THUMBNAIL)
+            if exif[start : start + 2] == b"\xff\xd8":  # of which nothing stays but zeros, which take no room
+                length = min(length, len(turned) - start)
+                turned[start : start + length] = bytes(length)
+    inner = _places(exif, order, place).get(_EXIF)
+    if sideways and inner is not None:
+        tags = _places(exif, order, struct.unpack_from(order + "L", exif, inner + 8)[0])
+        if tags.keys() >= {*_SIZE}:
+            one, other = (slice(tags[tag] + 2, tags[tag] + 12) for tag in _SIZE)
+            turned[one], turned[other] = exif[other], exif[one]
+    return bytes(turned)
+
+
+def _places(exif: bytes, order: str, place: int) -> dict[int, int]:
+    """Where each tag of a directory lies."""
+    (count,) = struct.unpack_from(order + "H", exif, place)
+    places = range(place + 2, place + 2 + 12 * count, 12)
+    return {struct.unpack_from(order + "H", exif, at)[0]: at for at in places if at + 12 <= len(exif)}
 
 
 def _written(tags: Image.Exif) -> bytes | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from model import kinds, metadata, profiles, quirks
-from model.container import DEFAULT_MAX_PIXELS, MAX_SIDE, check_pixels
+from model.container import DEFAULT_MAX_PIXELS, MAX_SIDE, check_pixels, seen_pixels
 from model.errors import CorruptImage, ModelError, UnsupportedImage, reason
 
 Pixels = NDArray[np.uint8]
@@ -107,7 +107,7 @@ def _read(
     _check_size(image, max_pixels)
     kinds.check_kind(image)
     if announce:
-        announce(image.width * image.height)
+        announce(seen_pixels(*image.size))
     try:
         image = quirks.loaded(image)
     except (MemoryError, ModelError):

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, TiffTags
 
 LAYOUT = {*range(254, 270), *range(273, 282), 284, 292, 293, 297, *range(301, 304), *range(317, 348), *range(512, 522),
-          *range(529, 533), TiffImagePlugin.XMP, 33723, 34377, 34675, 37724}  # fmt: skip
-"""Tags that lay out a file's pixels, and what has a place of its own, be it in Photoshop: they are no part of a
-photograph's EXIF."""
+          *range(529, 533), TiffImagePlugin.XMP, 33723, 34377, 34675, 37724, 50706}  # fmt: skip
+"""Tags that lay out a file's pixels, what has a place of its own, be it in Photoshop, and the one that makes a file a
+DNG: they are no part of a photograph's EXIF."""
 _STRIP = 1 << 18
 _DEFLATE, _DIFFERENCES, _UNASSOCIATED = 8, 2, 2
 _PREDICTOR = 317

@@ -97,11 +97,14 @@ class Device:
         item.finish(Abandoned())
         return False
 
-    def _work(self, batch: list[Item]) -> None:
-        """Give every item its result; a batch that fails as a whole is halved, down to the item that is to blame."""
-        error = self._attempt(batch)
+    def _work(self, batch: list[Item]) -> int:
+        """Give every item its result; a batch that fails as a whole is halved, down to the item that is to blame.
+
+        Returns the pixels of the largest part that went through together.
+        """
+        error, limit = self._attempt(batch), self._queue.max_pixels
         if error is None:
-            return
+            return len(batch) * batch[0].kind.pixels
         if isinstance(error, Abandoned | DeviceLost):
             if isinstance(error, DeviceLost):
                 self._watchdog.lose(str(error))
@@ -109,16 +112,16 @@ class Device:
                 self._metrics.abandoned.inc()
             for item in batch:
                 item.finish(error.with_traceback(None))  # whose frames know the batch
-            return
-        if isinstance(error, OutOfMemory):
-            self._lower_limit(batch)
+            return 0
         if len(batch) == 1:
             batch[0].finish(error)
-            return
+            return 0
         log.warning("batch failed, its halves are tried", items=len(batch), error=repr(error))
         middle = len(batch) // 2
-        self._work(batch[:middle])
-        self._work(batch[middle:])
+        fitted = max(self._work(batch[:middle]), self._work(batch[middle:]))
+        if isinstance(error, OutOfMemory):
+            self._lower_limit(batch, min(limit, fitted) if fitted else self._queue.max_pixels)
+        return fitted
 
     def _attempt(self, batch: list[Item]) -> Exception | None:
         kind, stages = batch[0].kind, Stages()
@@ -145,10 +148,10 @@ class Device:
             item.finish(result)
         return None
 
-    def _lower_limit(self, batch: list[Item]) -> None:
-        """To half of what did not fit."""
+    def _lower_limit(self, batch: list[Item], limit: int) -> None:
+        """To what fitted of what did not; to less than half of it only where nothing did."""
         pixels = len(batch) * batch[0].kind.pixels
-        self._set_limit(min(self._queue.max_pixels, pixels // 2))
+        self._set_limit(min(limit, pixels // 2))
         log.warning("out of memory", items=len(batch), pixels=pixels, max_batch_pixels=self._queue.max_pixels)
 
     def _raise_limit(self) -> None:

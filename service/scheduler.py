@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from model.container import Container, read_container, write_container
+from model.container import Container, read_container, seen_pixels, write_container
 from model.latent_coder import Analysis
 from model.output import SLOW_FORMATS, write_image
 from model.pixels import Picture, Pixels
@@ -132,7 +132,7 @@ class Scheduler:
         analysis: Analysis = await self._on_device(resident, Item(kind, picture, stages, deadline()))
 
         def write(timed: Stages) -> bytes:
-            return codec.pack(picture, analysis, stages=timed)
+            return codec.pack(picture, analysis, name=entry.name, stages=timed)
 
         bitstream = await self._in_thread(self._files_out, "encode", write, stages)
         return Encoded(bitstream, picture.width, picture.height)
@@ -184,7 +184,7 @@ class Scheduler:
                 `encode` does.
         """
         with self.admission.place() as place:
-            place.claim(container.width * container.height)
+            place.claim(seen_pixels(container.width, container.height))
             return await self._decode(container, entry, file_format, stages)
 
     async def _decode(self, container: Container, entry: ZooEntry, file_format: str, stages: Stages) -> bytes:

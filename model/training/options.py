@@ -158,6 +158,8 @@ class Options:
         """What a resumed run must share with the one it goes on with, as text."""
         names = ("lmbda", "metric", "batch", "crop", "seed", "part", "attention", "rounding")
         kept = {name: getattr(self, name) for name in names} | {"processes": processes}
+        if self.keeps_bitstreams:  # stored otherwise, what is to stay would be other numbers
+            kept["half"] = self.half
         listed = "\n".join(path.relative_to(self.data).as_posix() for path in photographs)
         kept["photographs"] = hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]
         return json.dumps({**kept, "config": dataclasses.asdict(self.config)}, sort_keys=True)

@@ -55,7 +55,17 @@ def test_a_closed_codec_leaves_nothing_to_torch(tiny_file, monkeypatch):
     assert given_back.mock_calls == [mock.call.device(), mock.call.host()]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("CUDA error: out of memory")])
+NO_MEMORY = [
+    torch.OutOfMemoryError(),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: <CUresult.CUDA_ERROR_OUT_OF_MEMORY: 2>"),  # cuda-bindings
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),  # since cuDNN 9
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=str)
 def test_kernels_that_found_no_memory_are_tried_again(monkeypatch, error):
     device = torch.device("cuda", 7)
     monkeypatch.setattr(torch.cuda, "device", nullcontext)

@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from model.metadata import upright_exif, upright_xmp
 from model.output import OUTPUT_FORMATS, write_image
@@ -21,6 +21,7 @@ from tests.model.test_profiles import of_gamma
 
 NAMED = (0x010F, 2, 4, b"abc\0")
 ON_ITS_SIDE = exif_of((0x0112, 3, 1, b"\6"), NAMED)
+NAMED_ENTRY = struct.pack("<HHL", 0x010F, 2, 4) + b"abc\0"
 XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'></x:xmpmeta>"
 IDAT = bombs.idat(bytes(2 * 17))
 
@@ -35,6 +36,32 @@ def raw(name: str, block: bytes) -> tuple[bytes, bytes]:
     lines = [block.hex()[at : at + 72] for at in range(0, 2 * len(block), 72)]
     text = "\n".join(["", name, f"{len(block):8d}", *lines, ""])
     return b"zTXt", f"Raw profile type {name}".encode() + b"\0\0" + zlib.compress(text.encode())
+
+
+def test_what_was_turned_has_no_thumbnail_on_its_side():
+    """And the size that its EXIF says is the one that it has."""
+    small = io.BytesIO()
+    Image.effect_noise((48, 32), 80).save(small, "JPEG")
+    thumbnail = small.getvalue()
+    head, inner, second = 8 + 2 + 3 * 12 + 4, 2 + 2 * 12 + 4, 2 + 3 * 12 + 4
+    entry = lambda tag, value: struct.pack("<HHLL", tag, 4, 1, value)  # noqa: E731
+    for turn, size in ((6, (32, 48)), (3, (48, 32)), (1, (48, 32))):
+        exif = b"".join([
+            b"II*\0\x08\0\0\0", struct.pack("<H", 3), NAMED_ENTRY, struct.pack("<HHLHH", 0x0112, 3, 1, turn, 0),
+            entry(0x8769, head), struct.pack("<L", head + inner),
+            struct.pack("<H", 2), entry(0xA002, 48), entry(0xA003, 32), bytes(4),
+            struct.pack("<H", 3), entry(0x0103, 6), entry(0x0201, head + inner + second),
+            entry(0x0202, len(thumbnail)), bytes(4), thumbnail,
+        ])  # fmt: skip
+        file = io.BytesIO()
+        Image.new("RGB", (48, 32)).save(file, "JPEG", exif=b"Exif\0\0" + exif)
+        picture = read_image(file.getvalue())
+        assert picture.exif is not None
+        tags = parsed(picture.exif)
+        assert dict(tags.get_ifd(0x8769)) == {0xA002: size[0], 0xA003: size[1]}
+        assert (picture.width, picture.height) == size
+        assert tags[0x010F] == "abc"
+        assert (thumbnail in picture.exif) == (0x0201 in tags.get_ifd(ExifTags.IFD.IFD1)) == (turn == 1)
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,15 @@ def test_a_turned_picture_keeps_all_else_of_its_exif(source):
     assert read_image(file_of(Image.new("RGB", (24, 16)), source, exif=alone)).exif is None
 
 
+def test_what_would_make_a_tiff_a_raw_photograph_is_left_out():
+    """Found by trying: a photograph that says which DNG it was made from came back as a file that is not read."""
+    exif = Image.Exif()
+    exif[0x010F], exif[50706] = "Camera", b"\1\4\0\0"
+    picture = read_image(file_of(Image.new("RGB", (24, 16)), "JPEG", exif=exif))
+    again = read_image(write_image(picture, "tiff"))
+    assert dict(parsed(again.exif)) == {0x010F: "Camera"}
+
+
 def test_text_of_any_alphabet():
     picture = Picture(np.zeros((8, 8, 3), np.uint8), exif=exif_of((0x013B, 2, 3, "é\0".encode())))
     for file_format in ("tiff", "jpeg", "png"):

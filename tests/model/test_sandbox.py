@@ -75,6 +75,10 @@ def test_the_size_is_announced_before_it_is_decoded(sandbox):
     told = []
     sandbox.read_image((DATA / "photo.png").read_bytes(), announce=told.append)
     assert told == [384 * 256]
+    strip = io.BytesIO()
+    Image.new("L", (1, 3000)).save(strip, "PNG")
+    sandbox.read_image(strip.getvalue(), announce=told.append)
+    assert told[1:] == [128 * 3000]  # as the networks see it: 64 such strips of 458 bytes were an hour's work
 
     def refuse(_: int) -> None:
         raise Refused
@@ -197,7 +201,7 @@ def test_answers_that_come_together_are_both_seen(sandbox, monkeypatch):
     Image.new("RGB", (1, 1)).save(out, "PNG")
     for _ in range(200):
         sandbox.read_image(out.getvalue(), announce=sizes.append)
-    assert sizes == [1] * 200
+    assert sizes == [128 * 128] * 200
 
 
 def test_time_has_an_end(sandbox):

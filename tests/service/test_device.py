@@ -129,23 +129,41 @@ def test_out_of_memory_halves_the_batch_and_the_limit(stage: Stage, pictures: li
 
 def test_the_limit_comes_back(stage: Stage, pictures: list[Picture]) -> None:
     """What took the memory may be gone: after many batches that went well, a quarter more is tried."""
-    failures = iter([OutOfMemory("full")])
-    stage.refuses = lambda _: next(failures, None)
-    stage.put(pictures[0]).future.exception(60)
+    stage.refuses = lambda some: OutOfMemory("full") if len(some) > 1 else None
+    with stage.busy():
+        items = [stage.put(picture) for picture in pictures[:2]]
+    for item in items:
+        item.future.result(60)
     quick = Kind("encode", lambda some, **_: [None] * len(some), SIZE)
     for _ in range(50):
-        assert stage.metric("tcm_batch_pixels_limit") == PIXELS // 2
+        assert stage.metric("tcm_batch_pixels_limit") == PIXELS
         stage.put(pictures[0], quick).future.result(60)
-    assert stage.metric("tcm_batch_pixels_limit") == PIXELS // 2 * 5 // 4 + 1
+    assert stage.metric("tcm_batch_pixels_limit") == PIXELS * 5 // 4 + 1
+
+
+def test_who_needs_too_much_alone_costs_the_batches_of_others_nothing(stage: Stage, pictures: list[Picture]) -> None:
+    """One file, which anybody could send again, ended batches for a thousand that went well."""
+    stage.refuses = lambda some: OutOfMemory("full") if any(p is pictures[5] for p in some) else None
+    with pytest.raises(OutOfMemory):
+        stage.put(pictures[5]).future.result(60)
+    assert stage.metric("tcm_batch_pixels_limit") == 8 * PIXELS
+    with stage.busy():
+        items = [stage.put(picture) for picture in pictures]
+    assert [item.future.exception(60) is None for item in items] == [k != 5 for k in range(8)]
+    assert stage.sizes == [1, 8, 4, 4, 2, 1, 1, 2]
+    assert stage.metric("tcm_batch_pixels_limit") == 4 * PIXELS  # which went through
 
 
 def test_the_limit_never_stops_a_single_item(stage: Stage, pictures: list[Picture]) -> None:
-    failures = iter([OutOfMemory("full")])
+    failures = iter([OutOfMemory("full")] * 3)
     stage.refuses = lambda _: next(failures, None)
-    with pytest.raises(OutOfMemory):
-        stage.put(pictures[0]).future.result(60)
-    assert stage.metric("tcm_batch_pixels_limit") == PIXELS // 2
-    assert stage.packed(stage.put(pictures[0]))
+    with stage.busy():
+        items = [stage.put(picture) for picture in pictures[:2]]
+    assert [type(item.future.exception(60)) for item in items] == [OutOfMemory] * 2
+    assert stage.metric("tcm_batch_pixels_limit") == PIXELS
+    stage.refuses = lambda some: OutOfMemory("full") if len(some) > 1 else None
+    large = Picture(np.zeros((300, 400, 3), np.uint8))  # beyond the limit
+    assert stage.packed(stage.put(large, Kind("encode", stage.analyse, (512, 512))))
 
 
 def test_an_item_that_breaks_its_batch_fails_alone(stage: Stage, pictures: list[Picture]) -> None:

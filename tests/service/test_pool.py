@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 
 from model import Zoo
+from model.checkpoint import save
 from model.codec import Codec
+from model.container import read_container
 from model.errors import DeviceLost
 from model.pixels import from_pil, to_pil
 from service.metrics import Metrics
 from service.pool import Pool
 from service.watchdog import Watchdog
-from tests.conftest import psnr
+from tests.conftest import make_tiny, psnr
 from tests.golden.files import FOLDER, INDEX
 from tests.golden.kinds import KINDS
 from tests.service.conftest import BUDGET_FOR_TWO, Server, assert_problem, open_image, start
@@ -49,6 +51,18 @@ def test_load_on_first_use_and_eviction(tight: Server, photo_file: bytes) -> Non
     assert tight.metric("tcm_device_memory_bytes") <= BUDGET_FOR_TWO
     assert tight.metric("tcm_models_loaded") == len(loaded(tight))
     assert encode(tight, B, photo_file) == 200  # and it comes back
+
+
+def test_a_file_names_the_model_that_was_asked_for(tmp_path: Path, photo_file: bytes) -> None:
+    """Of one set of weights by two names, the one that was asked for first was in every file."""
+    for name in ("tiny-a", "tiny-b"):
+        save(make_tiny(), tmp_path / f"{name}.safetensors", name=name, lmbda=0.01, metric="mse")
+    server = start(tmp_path, model_dir=tmp_path, preload="none")
+    for name in ("tiny-b", "tiny-a"):
+        answer = server.client.post("/v1/encode", params={"model": name}, content=photo_file)
+        assert (answer.headers["tcm-model"], read_container(answer.content).model) == (name, name)
+    assert server.metric("tcm_models_loaded") == 1
+    assert server.stop() == 0
 
 
 def test_every_model_at_once_under_a_budget_for_two(tight: Server, photo_file: bytes) -> None:

@@ -110,6 +110,13 @@ def test_weights_are_not_rounded_on_the_way(photographs, base, tmp_path):
         train(kept, quiet=True)
 
 
+def test_nor_by_a_run_that_goes_on(photographs, base, tmp_path):
+    kept = options(photographs, tmp_path, part="synthesis", start="random", rounding=8.66, init_from=base, half=True)
+    train(kept, quiet=True)
+    with pytest.raises(CheckpointMismatch, match="half True → False"):
+        train(dataclasses.replace(kept, half=False, resume=True), quiet=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [
