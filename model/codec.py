@@ -112,6 +112,21 @@ class Codec:
             )
         return cls(weights, pick_device(device), precision)
 
+    @classmethod
+    def load_for(
+        cls, data: bytes, device: str | torch.device = "auto", precision: str = "auto", zoo: Zoo | None = None
+    ) -> Codec:
+        """The codec that reads this .tcm file: its model with the weights that wrote it, be they earlier ones.
+
+        Raises:
+            UnsupportedBitstream, CorruptBitstream, TooManyPixels: as `read_container` does.
+            IncompatibleModel: these weights are not installed.
+            CheckpointUnreadable, CheckpointMismatch, ValueError: as `load` does.
+        """
+        container = read_container(data)
+        entry = (zoo or Zoo()).by_fingerprint(container.fingerprint, container.model)
+        return cls.load(entry, device, precision)
+
     @property
     def retries(self) -> int:
         """Files whose symbols came out in float64 only: this machine's float32 differs more than the guard forgives."""
@@ -169,7 +184,7 @@ class Codec:
         """
         return self.encode_picture(from_pil(image, keep_metadata=keep_metadata))
 
-    def decode(self, data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+    def decode(self, data: bytes | bytearray | memoryview, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
         """The image in a .tcm file, of the size it was encoded with; metadata in `info`.
 
         Raises:

@@ -116,7 +116,7 @@ def write_container(container: Container) -> bytes:
     return data + checksum.to_bytes(_CRC_BYTES, "little")
 
 
-def read_container(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Container:
+def read_container(data: bytes | bytearray | memoryview, max_pixels: int = DEFAULT_MAX_PIXELS) -> Container:
     """Parse and check a .tcm file; nothing is allocated that the file asks for.
 
     Raises:
@@ -124,6 +124,7 @@ def read_container(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Contain
         CorruptBitstream: it is damaged or truncated, or its fields contradict each other.
         TooManyPixels: its image would be larger than `max_pixels`.
     """
+    data = bytes(data)
     if len(data) < len(MAGIC) or not data.startswith(MAGIC):
         raise UnsupportedBitstream("not a .tcm file: it does not start with its magic number")
     reader = _Reader(data, len(MAGIC))

@@ -95,7 +95,10 @@ def from_pil(image: Image.Image, *, keep_metadata: bool = True) -> Picture:
         CorruptImage: it has no pixels, or they are in a file that is damaged or truncated.
         TooManyPixels: a side is longer than a .tcm file can say.
         ValueError: its file was closed before its pixels were read.
+        TypeError: it is no PIL image.
     """
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"a PIL image is needed (Image.open, Image.fromarray), not {type(image).__name__}")
     if isinstance(image, ImageFile.ImageFile) and image.tile and getattr(image.fp, "closed", image.fp is None):
         raise ValueError("the image's file is closed: call its load() before that")
     return _read(image, MAX_SIDE**2, keep_metadata=keep_metadata)

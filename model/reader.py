@@ -33,7 +33,7 @@ class Reader:
         if container.fingerprint != info.fingerprint:
             self.error = IncompatibleModel(
                 f"needs model {container.model!r} with weights {container.fingerprint}; "
-                f"this is {info.name!r} with weights {info.fingerprint}"
+                f"this is {info.name!r} with weights {info.fingerprint}: Codec.load_for(data) loads what a file needs"
             )
             return
         try:

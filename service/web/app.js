@@ -2,11 +2,13 @@
 // A .tcm file is decoded alone.
 
 const $ = (id) => document.getElementById(id);
-const STRIP = 256; // rows compared at a time: a canvas of a whole photograph is more than phones allow
+const ROWS = 256, COLUMNS = 4096; // compared at a time: a canvas of a whole photograph is more than browsers allow
+const MAGIC = [0x89, 0x54, 0x43]; // of a .tcm file, whatever it is called
 const BITSTREAM = "application/vnd.tcm";
 const OF_KEYS = ["key-required", "invalid-key", "insufficient-scope"];
 
 let file = null;
+let given = false; // the file is a bitstream, and names its own model
 let running = new AbortController();
 let urls = [];
 let listed = null; // the models, asked for once, however many wait for them
@@ -27,6 +29,7 @@ async function listModels() {
 // The body of the answer as a blob; whatever else comes of it is an error that says what to do.
 async function ask(path, options = {}) {
   const key = $("key").value.trim();
+  if (/[^\x21-\x7e]/.test(key)) throw new Error("The API key has characters that no key has: copy it again.");
   const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
   let response, body;
   try {
@@ -53,11 +56,13 @@ async function work() {
   $("chosen").textContent = `${file.name}, ${bytes(file.size)}`;
   try {
     const start = performance.now();
-    const given = isBitstream(file);
-    say(given ? "Reading…" : "Encoding…");
-    await file.slice(0, 1).arrayBuffer().catch(() => {
+    say("Reading…");
+    const begin = await file.slice(0, MAGIC.length).arrayBuffer().catch(() => {
       throw new Error(`${file.name} cannot be read: it is a folder, or has changed since. Choose it again.`);
     });
+    signal.throwIfAborted();
+    given = /\.tcm$/i.test(file.name) || MAGIC.every((byte, i) => new Uint8Array(begin)[i] === byte);
+    if (!given) say("Encoding…");
     const bitstream = given ? file : await encode(signal);
     const middle = performance.now();
     say("Decoding…");
@@ -87,7 +92,6 @@ async function encode(signal) {
 }
 
 function show(bitstream, image, width, height) {
-  const given = bitstream === file;
   const name = file.name.replace(/\.[^.]*$/, "") || "image";
   $("original").hidden = $("psnr").parentElement.hidden = $("ratio").parentElement.hidden = given;
   if (!given) $("before").src = url(file);
@@ -106,27 +110,31 @@ function show(bitstream, image, width, height) {
 
 function decibels(before, after) {
   if (before.width !== after.width || before.height !== after.height) return "unknown: sizes differ";
-  let squares = 0;
-  for (let top = 0; top < after.height; top += STRIP) {
-    const rows = Math.min(STRIP, after.height - top);
-    const a = pixels(before, top, rows);
-    const b = pixels(after, top, rows);
-    for (let i = 0; i < a.length; i += 4) {
-      for (let c = 0; c < 3; c++) squares += (a[i + c] - b[i + c]) ** 2;
+  let squares = 0, count = 0;
+  for (let top = 0; top < after.height; top += ROWS) {
+    for (let left = 0; left < after.width; left += COLUMNS) {
+      const a = pixels(before, left, top);
+      const b = pixels(after, left, top);
+      for (let i = 0; i < a.length; i += 4) {
+        if (a[i + 3] < 255 || b[i + 3] < 255) continue; // what a canvas says of their colours is rounded, or nothing
+        for (let c = 0; c < 3; c++) squares += (a[i + c] - b[i + c]) ** 2;
+        count += 3;
+      }
     }
   }
-  const mse = squares / (3 * after.width * after.height);
+  if (!count) return "unknown: all of it is transparent";
+  const mse = squares / count;
   return mse ? `${(10 * Math.log10(255 ** 2 / mse)).toFixed(2)} dB` : "lossless";
 }
 
-function pixels(bitmap, top, rows) {
-  const canvas = new OffscreenCanvas(bitmap.width, rows);
+function pixels(bitmap, left, top) {
+  const [columns, rows] = [Math.min(COLUMNS, bitmap.width - left), Math.min(ROWS, bitmap.height - top)];
+  const canvas = new OffscreenCanvas(columns, rows);
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, -top);
-  return context.getImageData(0, 0, bitmap.width, rows).data;
+  context.drawImage(bitmap, -left, -top);
+  return context.getImageData(0, 0, columns, rows).data;
 }
 
-const isBitstream = (given) => /\.tcm$/i.test(given.name);
 const bitmap = (blob) => createImageBitmap(blob).catch(() => null); // a format that this browser does not show
 
 function url(blob) {
@@ -155,7 +163,7 @@ $("file").addEventListener("change", (event) => {
   choose(event.target.files);
   event.target.value = ""; // the same file may be chosen again
 });
-$("model").addEventListener("change", () => { if (file && !isBitstream(file)) work(); }); // that names its own
+$("model").addEventListener("change", () => { if (file && !given) work(); });
 // the whole page takes what is dropped: a browser would leave it for a picture that falls beside the box
 addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
 addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("drop").classList.remove("over"); });

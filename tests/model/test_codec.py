@@ -39,6 +39,15 @@ def test_a_photograph_comes_back(codec, photo):
     assert len(data) - len(read_container(data).payload) <= 40
 
 
+def test_any_bytes_are_read_and_only_images_are_written(tiny_codec, photo):
+    data = tiny_codec.encode(photo)
+    for same in (bytearray(data), memoryview(data)):
+        assert tiny_codec.decode(same).size == photo.size
+    for wrong in ("photo.png", np.asarray(photo)):
+        with pytest.raises(TypeError, match=r"a PIL image is needed \(Image.open"):
+            tiny_codec.encode(wrong)
+
+
 @pytest.mark.parametrize("name", EMBEDDED)
 @pytest.mark.parametrize("colour", [(255, 255, 255), (135, 166, 202), (0, 0, 0)])
 def test_a_plain_picture_has_no_frame(name, colour):

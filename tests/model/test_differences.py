@@ -200,3 +200,6 @@ def test_the_embedded_models_of_earlier_releases_still_read_their_files():
     data = (golden / "tcm-xs-mse-0.013.rgb.tcm").read_bytes()
     entry = Zoo().by_fingerprint("30acd3da8d3f")
     assert isinstance(Codec.load(entry, "cpu").decode(data), Image.Image)
+    assert Codec.load_for(data, "cpu").info.fingerprint == "30acd3da8d3f"
+    with pytest.raises(IncompatibleModel, match="load_for"):
+        Codec.load("tcm-xs-mse-0.013", "cpu").decode(data)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from service.headers import DEFAULTS
 from tests.service.browser import visit
-from tests.service.conftest import MODEL, Server, assert_problem, start
+from tests.service.conftest import MODEL, Server, assert_problem, image_file, start
 
 OURS, OTHER = "https://app.example.org", "https://evil.example"
 
@@ -69,6 +69,46 @@ def test_a_bitstream_is_opened(server: Server, photo_file: bytes) -> None:
         assert download.value.suggested_filename == f"{'9f86d081' * 8}.png"
         assert Image.open(download.value.path()).size == (384, 256)
         assert page.evaluate("document.documentElement.scrollWidth") == 360
+        assert seen.errors == []
+
+
+def test_a_bitstream_of_any_name_is_opened(server: Server, photo_file: bytes) -> None:
+    bitstream = server.client.post("/v1/encode", content=photo_file).content
+    with visit(server.url + "/") as seen:
+        page = seen.page
+        drop(page, "#drop", "encode (1)", bitstream)
+        page.locator("#status", has_text="Done").wait_for(timeout=60_000)
+        assert page.text_content("#download") == "Download the picture"
+        page.select_option("#model", index=0)  # is nothing to a bitstream
+        assert page.is_visible("#result")
+        assert seen.errors == []
+
+
+def test_what_the_page_compares(server: Server, photo: Image.Image) -> None:
+    """Found by trying: pictures wider than a canvas, and invisible ones, were all called lossless."""
+    wide = Image.new("RGB", (65_600, 2))
+    for left in range(0, wide.width, photo.width):
+        wide.paste(photo, (left, -100))
+    clear, half = (photo.convert("RGBA") for _ in range(2))
+    clear.putalpha(0)
+    half.putalpha(0)
+    half.paste(photo, (0, 100))
+    with visit(server.url + "/") as seen:
+        page = seen.page
+
+        def compared(picture: Image.Image) -> str:
+            drop(page, "#drop", "x.png", image_file(picture))
+            page.locator("#status", has_text="Encoding").wait_for(timeout=60_000)
+            page.locator("#status", has_text="Done").wait_for(timeout=120_000)
+            return page.text_content("#psnr")
+
+        assert 20 < float(compared(half).removesuffix(" dB")) < 40
+        assert compared(clear) == "unknown: all of it is transparent"
+        assert 20 < float(compared(wide).removesuffix(" dB")) < 40
+        page.evaluate("document.getElementById('locked').hidden = false")
+        page.fill("#key", "tcm_ключ")
+        page.press("#key", "Tab")
+        page.locator("#error", has_text="copy it again").wait_for()
         assert seen.errors == []
 
 
