@@ -21,6 +21,7 @@ from service.lifetime import Lifetime
 from service.routes.common import (
     ADMISSION,
     ENCODING,
+    READING,
     Metadata,
     ModelName,
     Quality,
@@ -206,6 +207,7 @@ async def read(
     ] = None,
     if_range: Annotated[str | None, Header(description="The entity tag that the range belongs to.")] = None,
     timeout_ms: TimeoutMs = None,
+    _: None = READING,  # behind who may read
 ) -> Response:
     """The bytes that were stored: exactly those, or a problem."""
     etag = f'"{digest}"'
@@ -240,7 +242,7 @@ async def read(
     PATH,
     status_code=204,
     summary="Delete a bitstream",
-    dependencies=[auth.ADMIN],
+    dependencies=[auth.ADMIN, READING],
     response_class=Response,
     responses=openapi.problems(
         *auth.PROBLEMS,

@@ -76,6 +76,30 @@ def known(*names: str) -> Any:
     return Depends(check)
 
 
+_ELSEWHERE = {
+    "format": "the header Accept asks for one, such as image/webp",
+    "metadata": "what was stored is read as it is",
+    "model": "a bitstream names its own",
+    "quality": "a bitstream has its own",
+}
+_OF_READING = ("timeout_ms", "expires", "key", "signature")
+
+
+async def _reading(request: Request) -> None:
+    """What means something elsewhere is refused here; what means nothing, as links gather it, is not looked at."""
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    wrong = {name: f"it is not taken here: {why}" for name, why in _ELSEWHERE.items() if name in given}
+    wrong |= {name: "it is given more than once" for name in _OF_READING if given[name] > 1}
+    if wrong:
+        raise InvalidParameter(
+            "; ".join(f"{name}: {reason}" for name, reason in wrong.items()),
+            errors=[{"parameter": name, "reason": reason} for name, reason in wrong.items()],
+        )
+
+
+READING = Depends(_reading)
+"""The parameters of whatever reads or deletes what is stored."""
+
 ENCODING = known("model", "quality", "metadata", "timeout_ms")
 """The parameters of whatever encodes."""
 

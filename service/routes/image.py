@@ -15,7 +15,7 @@ from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
 from service.routes.bitstreams import CACHE_CONTROL, PATH, STORE_PROBLEMS, Id, IfMatch, IfNoneMatch, digest_header
-from service.routes.common import IMAGES, Accept, TimeoutMs, seconds, server_timing
+from service.routes.common import IMAGES, READING, Accept, TimeoutMs, seconds, server_timing
 from service.upload import disposition
 
 router = APIRouter(tags=["bitstreams"])
@@ -75,6 +75,7 @@ async def image(
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
     timeout_ms: TimeoutMs = None,
+    _: None = READING,  # behind who may read
 ) -> Response:
     """The reconstruction: decoded once for all who ask at the same time, and kept as long as there is room."""
     record = Record.of(request.scope)

@@ -343,6 +343,23 @@ def test_deleting_what_is_meant(server: Server, bitstream: bytes) -> None:
     assert server.client.delete(address, headers={"If-Match": f'"other", {etag}'}).status_code == 204
 
 
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("format=webp", "Accept"),
+        ("metadata=strip", "read as it is"),
+        ("quality=3&model=x", "names its own"),
+        ("timeout_ms=1&timeout_ms=5000", "more than once"),
+    ],
+)
+def test_parameters_that_mean_something_elsewhere(server: Server, kept: str, query: str, named: str) -> None:
+    """They were ignored: who asked for a WebP, or for a photograph without its place, got neither, and no word."""
+    for method, path in (("GET", kept), ("GET", f"{kept}/image"), ("DELETE", kept)):
+        problem = assert_problem(server.client.request(method, f"{path}?{query}"), 422, "invalid-parameter")
+        assert named in str(problem["detail"])
+    assert server.client.get(f"{kept}?utm_source=letter").status_code == 200  # as links gather it
+
+
 def test_what_is_kept_counts_inflated(server: Server, bitstream: bytes) -> None:
     """Found by reading: kilobytes of zlib streams were megabytes in memory, and counted as kilobytes."""
     before, blocks = server.metric("tcm_reconstruction_cache_bytes"), 3
