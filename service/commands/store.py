@@ -188,6 +188,8 @@ def sign(
 
         if not re.fullmatch(ID_PATTERN, id):
             raise ValueError(f"an id has 64 hexadecimal digits in lower case, not {id!r}")
+        if base and not base.startswith(("http://", "https://")):
+            raise ValueError(f"--base begins with https:// or http://, not {base!r}")
         # of the environment only: an option would be seen in the list of processes
         keys = SigningKeys(os.environ.get("TCM_SIGNING_KEYS", ""))
         path = f"/v1/bitstreams/{id}" + ("/image" if image else "")

@@ -144,6 +144,7 @@ def test_gc(store: Path) -> None:
         (["gc", "--ttl", "soon"], {"TCM_STORE": "file:///tmp"}, 2, "30d"),
         (["sign", "0" * 64], {}, 2, "signing key"),
         (["sign", "short"], {"TCM_SIGNING_KEYS": "a:" + "s" * 32}, 2, "64 hexadecimal"),
+        (["sign", "0" * 64, "--base", "x.org"], {"TCM_SIGNING_KEYS": "a:" + "s" * 32}, 2, "https://"),
         (["sign", "0" * 64, "--key", "b"], {"TCM_SIGNING_KEYS": "a:" + "s" * 32}, 2, "'b'"),
         (["ls"], {"TCM_STORE": "s3://b", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 6, "s3://b"),
     ],
