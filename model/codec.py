@@ -24,7 +24,7 @@ from model.alpha import decode_alpha, encode_alpha
 from model.attention import in_kernels
 from model.blocks import SliceAttention
 from model.checkpoint import Weights, load
-from model.container import DEFAULT_MAX_PIXELS, Container, read_container, write_container
+from model.container import DEFAULT_MAX_PIXELS, MAX_SIDE, Container, read_container, write_container
 from model.devices import by_index, current, lock_of, pick_device, use_exact_arithmetic
 from model.errors import CheckpointUnreadable, ModelError
 from model.info import ModelInfo
@@ -114,16 +114,20 @@ class Codec:
 
     @classmethod
     def load_for(
-        cls, data: bytes, device: str | torch.device = "auto", precision: str = "auto", zoo: Zoo | None = None
+        cls,
+        data: bytes | bytearray | memoryview,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        zoo: Zoo | None = None,
     ) -> Codec:
         """The codec that reads this .tcm file: its model with the weights that wrote it, be they earlier ones.
 
         Raises:
-            UnsupportedBitstream, CorruptBitstream, TooManyPixels: as `read_container` does.
+            UnsupportedBitstream, CorruptBitstream: as `read_container` does.
             IncompatibleModel: these weights are not installed.
             CheckpointUnreadable, CheckpointMismatch, ValueError: as `load` does.
         """
-        container = read_container(data)
+        container = read_container(data, MAX_SIDE**2)
         entry = (zoo or Zoo()).by_fingerprint(container.fingerprint, container.model)
         return cls.load(entry, device, precision)
 

@@ -32,8 +32,9 @@ def compiled(*others: ModuleType) -> Callable[..., Callable[[Callable[..., Any]]
             except RuntimeError:
                 _warn("no folder that numba knows can be written to")
                 loop = _njit(nogil=True, **options)(function)
-            else:
-                _save_if_possible(loop)
+            if not hasattr(loop, "compile"):  # NUMBA_DISABLE_JIT
+                return loop
+            _save_if_possible(loop)
             for one in signature:
                 loop.compile(one)
             if signature:
@@ -47,7 +48,10 @@ def compiled(*others: ModuleType) -> Callable[..., Callable[[Callable[..., Any]]
 
 def _save_if_possible(loop: Any) -> None:
     """A full disk, say, makes the next start slow, and this one no failure."""
-    save = loop._cache.save_overload
+    cache = getattr(loop, "_cache", None)
+    save = getattr(cache, "save_overload", None)
+    if cache is None or save is None:
+        return
 
     def try_to_save(*arguments: Any) -> None:
         try:
@@ -55,7 +59,7 @@ def _save_if_possible(loop: Any) -> None:
         except OSError as error:
             _warn(str(error))
 
-    loop._cache.save_overload = try_to_save
+    cache.save_overload = try_to_save
 
 
 @functools.cache

@@ -96,7 +96,7 @@ def _second_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-_FULL = ("can't allocate memory", "out of memory", "OUT_OF_MEMORY", "_ALLOC_FAILED", "ALLOCATION_FAILED")
+_FULL = ("can't allocate memory", "out of memory", "OUT_OF_MEMORY", "_ALLOC_FAILED", "ALLOCATION_FAILED", "bad_alloc")
 """How torch's CPU allocator, CUDA and its libraries say it, where torch has no class for it."""
 
 

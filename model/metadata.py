@@ -14,7 +14,7 @@ from model.container import MAX_METADATA
 EXIF_PREFIX = b"Exif\0\0"
 """Of EXIF in JPEG files; other formats leave it out, and so may who writes them."""
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
-_ORIENTATION, _EXIF = 274, 0x8769
+_ORIENTATION, _EXIF, _INTEROPERABILITY = 274, 0x8769, 0xA005
 _SIZE = (0xA002, 0xA003)  # width and height, in the directory of EXIF
 _THUMBNAIL = (0x0201, 0x0202)  # place and length, in the second directory
 _TURNS = {
@@ -46,11 +46,13 @@ def upright(image: Image.Image) -> tuple[Image.Image, bytes | None, bytes | None
     except Exception:  # noqa: BLE001 - broken EXIF says nothing of the pixels
         found = _AS_PILLOW_FINDS_IT.search(said_in_xmp or b"")
         return _turned(image, found and _TURNS.get(int(found[1]))), None, xmp
+    turned = _turned(image, turn)
     try:
-        exif = _written(tags) if image.format == "TIFF" else upright_exif(bounded(image.info.get("exif")), turn)
+        block = bounded(image.info.get("exif"))
+        exif = _written(tags, turned.size) if image.format == "TIFF" else upright_exif(block, turn)
     except Exception:  # noqa: BLE001 - one broken tag must not cost what another says of the pixels
         exif = None
-    return _turned(image, turn), exif, xmp
+    return turned, exif, xmp
 
 
 def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
@@ -127,9 +129,9 @@ def _turned_exif(exif: bytes, order: str, place: int, end: int, *, sideways: boo
         tags = _places(exif, order, second) if second else {}
         if tags.keys() >= {*_THUMBNAIL}:
             start, length = (struct.unpack_from(order + "L", exif, tags[tag] + 8)[0] for tag in _THUMBNAIL)
-            if exif[start : start + 2] == b"\xff\xd8":  # of which nothing stays but zeros, which take no room
-                length = min(length, len(turned) - start)
-                turned[start : start + length] = bytes(length)
+            if exif[start : start + 2] == b"\xff\xd8" and exif[start : start + length].endswith(b"\xff\xd9"):
+                stop = min(start + length, len(exif))
+                turned[start:stop] = bytes(stop - start)  # which take no room
     inner = _places(exif, order, place).get(_EXIF)
     if sideways and inner is not None:
         tags = _places(exif, order, struct.unpack_from(order + "L", exif, inner + 8)[0])
@@ -140,14 +142,22 @@ def _turned_exif(exif: bytes, order: str, place: int, end: int, *, sideways: boo
 
 
 def _places(exif: bytes, order: str, place: int) -> dict[int, int]:
-    """Where each tag of a directory lies."""
+    """Where each tag of a directory lies; of one that is cut, or lies elsewhere, those that are there."""
+    if place + 2 > len(exif):
+        return {}
     (count,) = struct.unpack_from(order + "H", exif, place)
     places = range(place + 2, place + 2 + 12 * count, 12)
     return {struct.unpack_from(order + "H", exif, at)[0]: at for at in places if at + 12 <= len(exif)}
 
 
-def _written(tags: Image.Exif) -> bytes | None:
-    """EXIF of a TIFF: without what lays out its pixels; text as it was, of whatever alphabet."""
+def _written(tags: Image.Exif, size: tuple[int, int]) -> bytes | None:
+    """EXIF of a TIFF of this size: without what lays out its pixels; text as it was, of whatever alphabet."""
+    inner = dict(tags.get_ifd(_EXIF)) if _EXIF in tags else {}
+    if (inner.get(_SIZE[1]), inner.get(_SIZE[0])) == size:  # as it was before Pillow turned it
+        inner |= dict(zip(_SIZE, size, strict=True))
+        if _INTEROPERABILITY in inner:  # the directory, not its place
+            inner[_INTEROPERABILITY] = tags.get_ifd(_INTEROPERABILITY)
+        tags[_EXIF] = inner
     for tag in tiff.LAYOUT & set(tags):
         del tags[tag]
     for tag, value in list(tags.items()):

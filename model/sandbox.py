@@ -133,7 +133,9 @@ class Sandbox:
             if reading.given_up:
                 raise GivenUp from None
             if ended.signal == signal.SIGKILL:  # not by us: nothing that the file did
-                raise NoProcess("the process that read the image was killed; try again later") from None
+                raise NoProcess(
+                    "the process that read the image was killed (is memory short?); try again later"
+                ) from None
             raise CorruptImage(self._reason(ended)) from None
         except BaseException:
             self._give_back(process)

@@ -65,6 +65,7 @@ class Zoo:
     def __init__(self, model_dir: Path | None = None) -> None:
         self.model_dir = model_dir or default_model_dir()
         self.problems: list[str] = []  # files that look like weights and are not: skipped, but worth a warning
+        self.shadowed: list[str] = []  # sound ones whose name means another
         self._all: list[ZooEntry] = []
         for folder, embedded in ((self.model_dir, False), (EMBEDDED_DIR, True)):
             for path in self._files(folder):
@@ -81,7 +82,7 @@ class Zoo:
                 continue
             meant = self._by_name.setdefault(entry.name, entry)
             if meant.embedded == entry.embedded and meant.info.fingerprint != entry.info.fingerprint:
-                self.problems.append(
+                self.shadowed.append(
                     f"{entry.path}: {entry.name!r} means {meant.path.name}; this one is for its files only"
                 )
 

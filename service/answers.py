@@ -42,6 +42,7 @@ _FROM_FRAMEWORK: dict[int, type[errors.Problem]] = {
 }
 
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+_NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")  # Python's words, and C++'s
 _OF_FILES = (errors.UnsupportedImage, errors.UnsupportedBitstream, errors.CorruptImage, errors.CorruptBitstream)
 _OF_CURL = "application/x-www-form-urlencoded"
 
@@ -57,12 +58,12 @@ def as_problem(error: Exception) -> errors.Problem:
         return _invalid(error)
     if isinstance(error, HTTPException) and error.status_code in _FROM_FRAMEWORK:
         return _FROM_FRAMEWORK[error.status_code](error.detail, headers=error.headers)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return errors.OutOfMemory("the server has not enough memory left for this request")
     if type(error) in FROM_MODEL:
         kind = FROM_MODEL[type(error)]
         return kind(str(error), headers={"Retry-After": "1"} if kind is errors.NoProcess else None)
-    if (isinstance(error, OSError) and error.errno in _LIMITS) or str(error) == "can't start new thread":
+    if (isinstance(error, OSError) and error.errno in _LIMITS) or str(error) in _NO_THREAD:
         limit = "the machine gives no more threads or files; try again later"
         return errors.NoProcess(limit, headers={"Retry-After": "1"})
     return errors.InternalError("something went wrong here; the request_id leads the operator to it")
@@ -99,6 +100,8 @@ def answer(scope: Scope, error: Exception) -> Response:
     record.problem = problem
     if isinstance(problem, errors.InternalError | errors.ModelUnavailable):
         log.error(problem.code, exc_info=error)
+    elif isinstance(problem, errors.NoProcess):
+        log.warning(problem.code, exc_info=error)
     _forget_frames(problem)
     return Response(
         problem.document(record.request_id),

@@ -109,6 +109,8 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         for problem in zoo.problems:
             log.warning("model skipped", reason=problem)
+        for shadowed in zoo.shadowed:
+            log.warning("model of a name that is taken", reason=shadowed)
         # beside the server, so that probes are answered while models load
         tasks = [asyncio.create_task(context.health.prove(context.scheduler, preloaded))]
         if context.keys:

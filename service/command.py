@@ -87,8 +87,9 @@ def _serve(settings: Settings) -> int:
     installed = [entry.name for entry in here.zoo.entries()]
     for name in unknown_variables():
         log.warning("unknown setting", variable=name)
-    if settings.model_dir is not None and not settings.model_dir.is_dir():
-        log.warning("there is no such folder of models", model_dir=str(settings.model_dir))
+    with contextlib.suppress(OSError):  # one that may not be looked at is among the zoo's problems
+        if settings.model_dir is not None and not settings.model_dir.is_dir():
+            log.warning("there is no such folder of models", model_dir=str(settings.model_dir))
     log.info(
         "listening",
         url=url,

@@ -366,9 +366,9 @@ class OutOfMemory(Problem):
 
 
 class NoProcess(Problem):
-    """The machine gives no process to read the image with, or no thread or file.
+    """The machine gives no process to read the image with, or no thread or file, or has killed that process.
 
-    It has too many open connections or processes. Try again after the time in `Retry-After`.
+    It is short of memory, or has too many open connections or processes. Try again after the time in `Retry-After`.
     """
 
     status, code, rejects = 503, "no-process", True

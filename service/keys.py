@@ -227,5 +227,5 @@ class Keys:
 def _stamp(path: Path) -> tuple[int, int, int]:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path} is no file")  # reading a pipe may never end
+        raise OSError(f"{path} is no file")  # reading a pipe may never end
     return status.st_ino, status.st_mtime_ns, status.st_size

@@ -56,6 +56,8 @@ def _damaged(zoo: Zoo) -> list[str]:
 def _list(zoo: Zoo, *, as_json: bool) -> None:
     for problem in zoo.problems:
         stderr.print(f"tcm: skipped {problem}")
+    for shadowed in zoo.shadowed:
+        stderr.print(f"tcm: {shadowed}")
     default = zoo.default().name if zoo.entries() else None
     rows: list[dict[str, Any]] = [
         {

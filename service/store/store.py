@@ -43,6 +43,7 @@ class Store:
         if medium:  # what appears late has no zero to rise from
             for op, reason in (*product(("write", "read", "stat", "delete"), ("error", "timeout")), ("write", "full")):
                 metrics.store_failures.labels(op, reason)
+                metrics.store_duration.labels(op)
 
     @property
     def url(self) -> str | None:

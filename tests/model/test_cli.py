@@ -88,6 +88,11 @@ def test_models_are_checked(tcm, tmp_path, tiny_file):
     assert result.returncode == 5
     assert b"tiny.safetensors: damaged: its tensors are not those" in result.stderr
     assert any(row["path"].endswith("tiny.safetensors") for row in json.loads(result.stdout))
+    data[-1000] ^= 1
+    (folder / "tiny.safetensors").write_bytes(data)
+    save(make_tiny(5), folder / "other.safetensors", name=read_info(tiny_file).name, lmbda=0.01, metric="mse")
+    two = tcm("models", "--check")  # of one name, and both are whole
+    assert (two.returncode, b"is for its files only" in two.stderr) == (0, True)
     (folder / "tiny.safetensors").write_bytes(data[:1000])
     assert tcm("models", "--check").returncode == 5
 

@@ -61,7 +61,26 @@ def test_what_was_turned_has_no_thumbnail_on_its_side():
         assert dict(tags.get_ifd(0x8769)) == {0xA002: size[0], 0xA003: size[1]}
         assert (picture.width, picture.height) == size
         assert tags[0x010F] == "abc"
+        again = io.BytesIO()
+        Image.new("RGB", (48, 32)).save(again, "TIFF", exif=exif)
+        assert dict(parsed(read_image(again.getvalue()).exif).get_ifd(0x8769)) == {0xA002: size[0], 0xA003: size[1]}
         assert (thumbnail in picture.exif) == (0x0201 in tags.get_ifd(ExifTags.IFD.IFD1)) == (turn == 1)
+
+
+@pytest.mark.parametrize("second", [5000, 2**32 - 1, 60, 8])
+@pytest.mark.parametrize("length", [2**32 - 1, 26, 4])
+def test_a_broken_thumbnail_costs_nothing_else(second, length):
+    """Found by a reviewer: all of EXIF was lost, or the text behind the thumbnail became zeros."""
+    head, text = 8 + 2 + 3 * 12 + 4, b"Copyright by Bob\0"
+    thumbnails = struct.pack("<HHHLLHHLL", 2, 0x0201, 4, 1, 90, 0x0202, 4, 1, length) + bytes(4)
+    place = head + 10 + len(thumbnails) + 10
+    exif = b"II*\0\x08\0\0\0" + struct.pack("<H", 3) + NAMED_ENTRY
+    exif += struct.pack("<HHLHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHLL", 0x8298, 2, len(text), place)
+    exif += struct.pack("<L", second) + bytes(10) + thumbnails + bytes(90 - head - 10 - len(thumbnails)) + b"\xff\xd8"
+    exif = exif[:place].ljust(place, b"\0") + text
+    back = upright_exif(exif, Image.Transpose.ROTATE_270)
+    assert parsed(back)[0x010F] == "abc"
+    assert parsed(back)[0x8298] == "Copyright by Bob"
 
 
 @pytest.mark.parametrize(

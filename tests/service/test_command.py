@@ -55,6 +55,7 @@ def test_networks_that_are_none(text: str) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc to see descriptors in")
 def test_a_standard_error_that_is_closed(tmp_path: Path, photo_file: bytes) -> None:
     """Its number went to the file that images are read through, and every image was damaged."""
     closing = "import os, sys; os.close(2); os.execv(sys.executable, [sys.executable, '-m', 'service', *sys.argv[1:]])"

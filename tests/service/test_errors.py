@@ -273,7 +273,7 @@ def test_every_problem_is_documented(server: Server) -> None:
 
 def test_what_the_machine_has_no_more_of_is_no_mistake() -> None:
     """A limit of threads or descriptors is not a 500: the operator raises it."""
-    before = threading.stack_size(1 << 46)
+    before = threading.stack_size(1 << 62)
     try:
         with pytest.raises(RuntimeError) as no_thread:
             threading.Thread(target=print).start()
@@ -281,5 +281,6 @@ def test_what_the_machine_has_no_more_of_is_no_mistake() -> None:
         threading.stack_size(before)
     for error in (no_thread.value, OSError(errno.EMFILE, "Too many open files"), OSError(errno.EAGAIN, "try again")):
         assert as_problem(error).code == "no-process"
+    assert as_problem(OSError(errno.ENOMEM, "Cannot allocate memory")).code == "out-of-memory"
     for error in (OSError(errno.EIO, "disk"), RuntimeError("another")):
         assert as_problem(error).code == "internal-error"

@@ -208,11 +208,10 @@ def test_a_broken_file_locks_nobody_out(guarded: Server, file: Path) -> None:
         assert guarded.client.get("/v1/models").status_code == 200
         file.write_bytes(good)
         wait_for(lambda: guarded.metric("tcm_keys_last_reload_successful") == 1)
-    file.unlink()
+    away = file.rename(file.with_name("away"))
     os.mkfifo(file)  # reading it would never end
     wait_for(lambda: guarded.metric("tcm_keys_last_reload_successful") == 0)
-    file.unlink()
-    file.write_bytes(good)
+    away.rename(file)
     wait_for(lambda: guarded.metric("tcm_keys_last_reload_successful") == 1)
     wait_for(lambda: any("keys.json" in str(e.get("reason")) for e in guarded.log()))
     away = file.rename(file.with_name("away"))
