@@ -43,8 +43,16 @@ class Resident:
     users: int = 0
 
 
+_Key = tuple[str, float | None]
+
+
+def _key(entry: ZooEntry) -> _Key:
+    """The weights, and what else decides about the symbols that they write."""
+    return entry.info.fingerprint, entry.info.rounding
+
+
 class Pool:
-    """Residents by their weights' fingerprint. Belongs to the event loop: only loading leaves it.
+    """Residents by their weights. Belongs to the event loop: only loading leaves it.
 
     Args:
         device: where the models run.
@@ -67,16 +75,16 @@ class Pool:
         self._warm_up = _ON_A_CPU if warm_up and device == "cpu" else warm_up
         self._budget = memory_budget
         self._metrics, self._watchdog = metrics, watchdog
-        self._residents: OrderedDict[str, Resident] = OrderedDict()  # the least recently used first
-        self._loads: dict[str, asyncio.Task[None]] = {}
-        self._awaited: Counter[str] = Counter()  # requests on their way to each
+        self._residents: OrderedDict[_Key, Resident] = OrderedDict()  # the least recently used first
+        self._loads: dict[_Key, asyncio.Task[None]] = {}
+        self._awaited: Counter[_Key] = Counter()  # requests on their way to each
         self._loading = asyncio.Lock()
         self._loader = ThreadPoolExecutor(1, "load", give_way)
         self._gauge()
 
     def resident(self, entry: ZooEntry) -> Resident | None:
         """The model, if it is loaded."""
-        return self._residents.get(entry.info.fingerprint)
+        return self._residents.get(_key(entry))
 
     async def acquire(self, entry: ZooEntry) -> Resident:
         """The model, loaded if need be, and held until `release`.
@@ -85,7 +93,7 @@ class Pool:
             ModelUnavailable: it could not be loaded.
             DeviceLost: nor can any other: the device does nothing any more, and the watchdog knows.
         """
-        key = entry.info.fingerprint
+        key = _key(entry)
         self._awaited[key] += 1  # so that it is not evicted between its load and our waking up
         try:
             while (resident := self._residents.get(key)) is None:
@@ -111,7 +119,7 @@ class Pool:
                 self._make_room(entry.info.parameters * _BYTES_A_PARAMETER)
                 loop = asyncio.get_running_loop()
                 codec = await loop.run_in_executor(self._loader, self._load_watched, entry)
-                resident = self._residents[entry.info.fingerprint] = Resident(entry, codec, codec.memory_bytes)
+                resident = self._residents[_key(entry)] = Resident(entry, codec, codec.memory_bytes)
         except Exception as error:
             self._metrics.model_load_failures.labels(entry.name).inc()
             if isinstance(error, DeviceLost):
@@ -119,7 +127,7 @@ class Pool:
                 raise
             raise ModelUnavailable(f"model {entry.name!r} is installed, but could not be loaded") from error
         finally:
-            del self._loads[entry.info.fingerprint]
+            del self._loads[_key(entry)]
         seconds = time.perf_counter() - start
         self._metrics.model_load_duration.observe(seconds)
         self._make_room()  # it may have taken more than was thought
@@ -151,7 +159,8 @@ class Pool:
                 del self._residents[key]
                 self._loader.submit(resident.codec.close)  # it waits for the device, and loads wait for it
                 self._metrics.model_evictions.labels(resident.entry.name).inc()
-                log.info("model evicted", model=resident.entry.name, weights=key, memory=resident.memory)
+                weights = resident.entry.info.fingerprint
+                log.info("model evicted", model=resident.entry.name, weights=weights, memory=resident.memory)
         self._gauge()
 
     def _memory(self) -> int:

@@ -57,11 +57,14 @@ def test_a_file_names_the_model_that_was_asked_for(tmp_path: Path, photo_file: b
     """Of one set of weights by two names, the one that was asked for first was in every file."""
     for name in ("tiny-a", "tiny-b"):
         save(make_tiny(), tmp_path / f"{name}.safetensors", name=name, lmbda=0.01, metric="mse")
+    save(make_tiny(), tmp_path / "c.safetensors", name="by-rate", lmbda=0.01, metric="mse", rounding=8.66)
     server = start(tmp_path, model_dir=tmp_path, preload="none")
     for name in ("tiny-b", "tiny-a"):
         answer = server.client.post("/v1/encode", params={"model": name}, content=photo_file)
         assert (answer.headers["tcm-model"], read_container(answer.content).model) == (name, name)
     assert server.metric("tcm_models_loaded") == 1
+    other = server.client.post("/v1/encode", params={"model": "by-rate"}, content=photo_file)
+    assert len(other.content) < len(answer.content)  # the same weights, but each symbol the cheapest
     assert server.stop() == 0
 
 
