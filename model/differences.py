@@ -53,12 +53,14 @@ def save_difference(earlier: Path, later: Path) -> Path:
     changed = {name: tensor for name, tensor in old.items() if name in new and not _same(tensor, new[name])}
     if kinds[0] != kinds[1] or len(changed) == len(old):
         raise CheckpointMismatch(f"{earlier} and {later} are different models: keep them both whole")
-    for path, tensors, said in ((earlier, old, info), (later, new, whole)):
+    for given, tensors, said in ((earlier, old, info), (later, new, whole)):
         if fingerprint_of(tensors) != said.fingerprint:
-            raise CheckpointUnreadable(f"{path}: damaged: its tensors are not those of its fingerprint")
+            raise CheckpointUnreadable(f"{given}: damaged: its tensors are not those of its fingerprint")
+    path = later.with_name(f"{info.name}.{info.fingerprint}.safetensors")
+    if path.resolve() == earlier.resolve():
+        raise CheckpointMismatch(f"{earlier}: lies where the difference is to be written: it is one, or move it first")
     with safetensors.safe_open(earlier, "np") as file:
         metadata = file.metadata() | {"differs_from": whole.fingerprint}
-    path = later.with_name(f"{info.name}.{info.fingerprint}.safetensors")
     write_tensors(changed, path, metadata)
     return path
 

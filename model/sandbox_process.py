@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -44,7 +45,9 @@ def main() -> None:
 
 
 def _limit_memory(memory: int) -> None:
-    """Beyond what is mapped now; only Linux keeps to it."""
+    """Beyond what is mapped now; only Linux keeps to it, and ends this process first when a container's runs out."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     statistics = Path("/proc/self/statm")
     if statistics.exists():
         size = int(statistics.read_text().split()[0]) * resource.getpagesize()
@@ -53,7 +56,10 @@ def _limit_memory(memory: int) -> None:
 
 
 def _say(answers: int, message: dict[str, Any]) -> None:
-    os.write(answers, json.dumps(message).encode() + b"\n")
+    try:
+        os.write(answers, json.dumps(message).encode() + b"\n")
+    except BrokenPipeError:
+        sys.exit()  # whoever asked is gone
 
 
 class _Stopped(Exception):

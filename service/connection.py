@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import struct
+import termios
 from typing import ClassVar
 
 import structlog
@@ -35,6 +38,7 @@ class Connection(HttpToolsProtocol):
     _pace: asyncio.TimerHandle | None = None
     _linger: asyncio.TimerHandle | None = None
     _unread = 0
+    _on_its_way = 0  # what was unread when the client was last looked at, with what the kernel holds
     _framing = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -87,6 +91,7 @@ class Connection(HttpToolsProtocol):
         """There is something that the client has not read."""
         super().pause_writing()
         self._count(self.transport.get_write_buffer_size())
+        self._on_its_way = self._unread + self._in_the_kernel()
         self._pace = self.loop.call_later(self.read_seconds, self._look)
 
     def resume_writing(self) -> None:
@@ -97,12 +102,23 @@ class Connection(HttpToolsProtocol):
 
     def _look(self) -> None:
         unread = self.transport.get_write_buffer_size()
-        if 0 <= self._unread - unread < self.read_rate * self.read_seconds:
+        on_its_way = unread + self._in_the_kernel()
+        if 0 <= self._on_its_way - on_its_way < self.read_rate * self.read_seconds:
             log.info("connection cut", reason="the client does not read its answer", unread=unread)
             self.transport.abort()
             return
         self._count(unread)
+        self._on_its_way = on_its_way
         self._pace = self.loop.call_later(self.read_seconds, self._look)
+
+    def _in_the_kernel(self) -> int:
+        """Bytes that the client has not acknowledged: the kernel takes no more until megabytes of them are gone."""
+        connection = self.transport.get_extra_info("socket")
+        try:
+            (count,) = struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))
+        except (OSError, AttributeError):  # a system that does not tell
+            return 0
+        return int(count)
 
     def _count(self, unread: int) -> None:
         Connection.unread += unread - self._unread

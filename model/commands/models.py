@@ -142,6 +142,11 @@ def _target(name: str, model_dir: Path | None, *, force: bool) -> Path:
     target = (model_dir or default_model_dir()) / f"{name}.safetensors"
     if target.exists() and not force:
         raise FileExistsError(f"{target} is there already; --force replaces it")
+    if (there := _own_info(target)) is not None:
+        for path in sorted(target.parent.glob("*.safetensors")):
+            if (other := _own_info(path)) is not None and other.differs_from == there.fingerprint:
+                kept = f"{path.name} is what earlier weights had otherwise, and nothing without it"
+                raise FileExistsError(f"{target} is needed: {kept}. Give the new one a name of its own")
     return target
 
 

@@ -86,9 +86,6 @@ def evaluate(
         if reused := sum(record.key in known for record in records):
             stderr.print(f"tcm: {reused} of {len(records)} measurements are from {results}")
         found = curves(records)
-        if per_image:
-            _print_images(records)
-        _print_curves(found)
         if json_out:
             means = {name: [dataclasses.asdict(p) for p in points] for name, points in found.items()}
             everything = {
@@ -104,6 +101,9 @@ def evaluate(
                 writer.writerows({**dataclasses.asdict(r), "bits_per_pixel": r.bits_per_pixel} for r in records)
         if plot:
             draw(found, plot, f"{len(images)} images of {folder.name}", published)
+        if per_image:  # behind the files: whoever reads this may stop
+            _print_images(records)
+        _print_curves(found)
 
 
 def _check_names(names: list[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import sys
 from typing import Annotated
 
@@ -19,13 +20,20 @@ def healthcheck(
     live: Annotated[bool, typer.Option("--live", help="Ask whether it is alive, not whether it is ready.")] = False,
     host: Annotated[str, typer.Option(envvar="TCM_HOST", help="As of the service.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="TCM_PORT", help="As of the service.")] = 8000,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds.")] = 3.0,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds in all.")] = 3.0,
 ) -> None:
     """Ask the service of this machine whether it is ready. Exit code 0: it is; 1: it is not, and one line says why."""
+    signal.signal(signal.SIGALRM, _late)  # the socket's own time begins anew with every byte
+    signal.setitimer(signal.ITIMER_REAL, timeout)
     reason = ask(UNSPECIFIED.get(host, host), port, "/livez" if live else "/readyz", timeout)
+    signal.setitimer(signal.ITIMER_REAL, 0)
     if reason is not None:
         sys.stderr.write(f"tcm healthcheck: {reason}\n")
         raise typer.Exit(1)
+
+
+def _late(*_: object) -> None:
+    raise TimeoutError("timed out")
 
 
 def ask(host: str, port: int, path: str, timeout: float) -> str | None:

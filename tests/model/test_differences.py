@@ -66,6 +66,20 @@ def test_a_file_of_the_earlier_weights_gives_the_picture_that_it_gave(generation
     assert np.asarray(brighter, float).mean() > np.asarray(picture, float).mean() + 1
 
 
+def test_what_is_left_of_earlier_weights_is_not_written_over(generations):
+    """`tcm difference` wrote over EARLIER and said that it could go; `tcm import --force` took away its base."""
+    whole = generations.now / f"{NAME}.safetensors"
+    kept = [path.read_bytes() for path in (generations.left, whole)]
+    with pytest.raises(CheckpointMismatch, match="it is one, or move it first"):
+        save_difference(generations.left, whole)
+    command = [Path(sys.executable).with_name("tcm"), "import", generations.before / f"{NAME}.safetensors"]
+    command += [f"--name={NAME}", "--force", f"--model-dir={generations.now}"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 6
+    assert "Give the new one a name of its own" in refused.stderr
+    assert [path.read_bytes() for path in (generations.left, whole)] == kept
+
+
 def test_the_earlier_weights_are_small_and_have_no_name(generations):
     whole = generations.now / f"{NAME}.safetensors"
     assert generations.left.name == f"{NAME}.{generations.earlier.fingerprint}.safetensors"
