@@ -246,6 +246,13 @@ def test_a_process_that_is_killed_says_nothing_of_the_file(sandbox):
     assert sandbox.read_image(data).rgb.shape == (256, 384, 3)
 
 
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="no kernel that is told so")
+def test_the_kernel_ends_it_before_its_parent(sandbox):
+    """When a container's memory ran out, the service went, with all requests, and the reader behind it."""
+    sandbox.read_image((DATA / "photo.png").read_bytes())
+    assert Path(f"/proc/{sandbox._idle[-1]._child.pid}/oom_score_adj").read_text() == "1000\n"
+
+
 def test_a_service_manager_that_stops_all_processes_costs_no_file(sandbox):
     """systemd sends SIGTERM to every process of a unit, and the parent finishes what it has begun."""
     data = (DATA / "photo.png").read_bytes()
