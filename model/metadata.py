@@ -14,7 +14,7 @@ from model.container import MAX_METADATA
 EXIF_PREFIX = b"Exif\0\0"
 """Of EXIF in JPEG files; other formats leave it out, and so may who writes them."""
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
-_ORIENTATION, _EXIF, _INTEROPERABILITY = 274, 0x8769, 0xA005
+_ORIENTATION = 274
 _SIZE = (0xA002, 0xA003)  # width and height, in the directory of EXIF
 _THUMBNAIL = (0x0201, 0x0202)  # place and length, in the second directory
 _TURNS = {
@@ -132,7 +132,7 @@ def _turned_exif(exif: bytes, order: str, place: int, end: int, *, sideways: boo
             if exif[start : start + 2] == b"\xff\xd8" and exif[start : start + length].endswith(b"\xff\xd9"):
                 stop = min(start + length, len(exif))
                 turned[start:stop] = bytes(stop - start)  # which take no room
-    inner = _places(exif, order, place).get(_EXIF)
+    inner = _places(exif, order, place).get(tiff.EXIF)
     if sideways and inner is not None:
         tags = _places(exif, order, struct.unpack_from(order + "L", exif, inner + 8)[0])
         if tags.keys() >= {*_SIZE}:
@@ -152,12 +152,12 @@ def _places(exif: bytes, order: str, place: int) -> dict[int, int]:
 
 def _written(tags: Image.Exif, size: tuple[int, int]) -> bytes | None:
     """EXIF of a TIFF of this size: without what lays out its pixels; text as it was, of whatever alphabet."""
-    inner = dict(tags.get_ifd(_EXIF)) if _EXIF in tags else {}
+    inner = dict(tags.get_ifd(tiff.EXIF)) if tiff.EXIF in tags else {}
     if (inner.get(_SIZE[1]), inner.get(_SIZE[0])) == size:  # as it was before Pillow turned it
         inner |= dict(zip(_SIZE, size, strict=True))
-        if _INTEROPERABILITY in inner:  # the directory, not its place
-            inner[_INTEROPERABILITY] = tags.get_ifd(_INTEROPERABILITY)
-        tags[_EXIF] = inner
+        if tiff.INTEROPERABILITY in inner:  # the directory, not its place
+            inner[tiff.INTEROPERABILITY] = tags.get_ifd(tiff.INTEROPERABILITY)
+        tags[tiff.EXIF] = inner
     for tag in tiff.LAYOUT & set(tags):
         del tags[tag]
     for tag, value in list(tags.items()):

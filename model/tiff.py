@@ -17,7 +17,8 @@ DNG: they are no part of a photograph's EXIF."""
 _STRIP = 1 << 18
 _DEFLATE, _DIFFERENCES, _UNASSOCIATED = 8, 2, 2
 _PREDICTOR = 317
-_EXIF, _INTEROPERABILITY = 0x8769, 0xA005
+EXIF, INTEROPERABILITY = 0x8769, 0xA005
+"""Tags of directories, in the first one and in that of EXIF."""
 
 
 def write_tiff(
@@ -108,7 +109,7 @@ def _directory(exif: Image.Exif, tag: int, inside: dict[int, Any]) -> dict[int, 
     for name, value in inside.items():
         alone = TiffImagePlugin.ImageFileDirectory_v2(group=tag)
         try:
-            kept = dict(exif.get_ifd(name)) if (tag, name) == (_EXIF, _INTEROPERABILITY) else value
+            kept = dict(exif.get_ifd(name)) if (tag, name) == (EXIF, INTEROPERABILITY) else value
             if kept == {}:
                 continue
             alone[name] = kept

@@ -124,7 +124,7 @@ def import_(
         if lmbda is None or metric is None:
             raise typer.BadParameter(f"{name} does not say λ and metric; give --lmbda and --metric")
         check_name(name, lmbda, metric)
-        target = _target(name, model_dir, force=force)
+        target = _target(name, model_dir, force=force, own=own)
         weights = read_state_dict(checkpoint)
         half = half or (own is not None and any(value.dtype == torch.float16 for value in weights.values()))
         rounding = own.rounding if own else None
@@ -135,14 +135,15 @@ def import_(
         )
 
 
-def _target(name: str, model_dir: Path | None, *, force: bool) -> Path:
-    """Where a model of that name is to lie."""
+def _target(name: str, model_dir: Path | None, *, force: bool, own: ModelInfo | None = None) -> Path:
+    """Where a model of that name is to lie: not in place of what others need, but of the same weights."""
     from model.zoo import default_model_dir
 
     target = (model_dir or default_model_dir()) / f"{name}.safetensors"
     if target.exists() and not force:
         raise FileExistsError(f"{target} is there already; --force replaces it")
-    if (there := _own_info(target)) is not None:
+    there = _own_info(target)
+    if there is not None and not (own and own.fingerprint == there.fingerprint):
         for path in sorted(target.parent.glob("*.safetensors")):
             if (other := _own_info(path)) is not None and other.differs_from == there.fingerprint:
                 kept = f"{path.name} is what earlier weights had otherwise, and nothing without it"

@@ -78,6 +78,12 @@ def test_what_is_left_of_earlier_weights_is_not_written_over(generations):
     assert refused.returncode == 6
     assert "Give the new one a name of its own" in refused.stderr
     assert [path.read_bytes() for path in (generations.left, whole)] == kept
+    sound = whole.rename(whole.with_name("elsewhere")).rename(generations.before / "sound.safetensors")
+    whole.write_bytes(kept[1][:-1] + b"!")  # a damaged one may be replaced by the same weights
+    command[2] = sound
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+    assert read_info(whole) == generations.later
+    Codec.load(Zoo(generations.now).by_fingerprint(generations.earlier.fingerprint, NAME), "cpu")
 
 
 def test_the_earlier_weights_are_small_and_have_no_name(generations):
