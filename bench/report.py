@@ -2,8 +2,8 @@
 
 python bench/report.py [WORD ...]     only those commands that contain one of the words
 
-Behind each `<!-- $ COMMAND -->` stands a block of code: what that command printed, and on which machine. Everything but
-the figures is left as it is. A command that fails leaves its block alone.
+Behind each `<!-- $ COMMAND -->` stands a block of code: the command, what it printed, and on which machine. Everything
+else is left as it is. A command that fails leaves its block alone.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(words: list[str]) -> None:
         print(f"$ {command}   ({time.perf_counter() - start:.0f} s)\n{output}", flush=True)
 
         def renewed(match: re.Match[str], command: str = command, output: str = output) -> str:
-            return match[1] + output + match[4] if match["command"] == command else match[0]
+            return f"{match[1]}$ {command}\n{output}{match[4]}" if match["command"] == command else match[0]
 
         PAGE.write_text(BLOCK.sub(renewed, PAGE.read_text()))
 

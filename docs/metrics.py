@@ -8,8 +8,9 @@ HEAD = """# Metrics
 
 <!-- Written by `python docs/metrics.py > docs/metrics.md`; a test keeps it current. -->
 
-What `/metrics` shows, in base units. `route` is a template, never a path; `reason` is the `code` of a problem. Beside
-these it shows Prometheus' usual ones of the process (`process_resident_memory_bytes`, `process_open_fds` and others).
+What `/metrics` shows, in base units. `route` is a template, never a path; `reason` is the `code` of a problem, unless
+the row says otherwise. Beside these it shows Prometheus' usual ones of the process (`process_resident_memory_bytes`,
+`process_open_fds` and others).
 
 | metric | type | labels | what it counts or measures |
 |---|---|---|---|

@@ -241,7 +241,7 @@ class Settings(BaseSettings):
         "commas (or a JSON list); * for any. By default none but its own.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severity that is logged; probes and /metrics log at debug."
+        "info", description="Least severity that is logged; probes and /metrics log at debug unless they fail."
     )
 
     @classmethod
