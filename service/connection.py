@@ -6,10 +6,10 @@ import asyncio
 import fcntl
 import struct
 import termios
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import structlog
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 log = structlog.get_logger()
 
@@ -40,14 +40,22 @@ class Connection(HttpToolsProtocol):
     _unread = 0
     _on_its_way = 0  # what was unread when the client was last looked at, with what the kernel holds
     _framing = 0
+    _in_hand: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Any byte that the client has not read counts, not only what passes 64 KiB."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._in_hand = cycle
+        super()._start_asgi_task(cycle, app)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is left to wait for."""
+        if self._in_hand and not self._in_hand.response_complete:  # uvicorn tells the one that came last
+            self._in_hand.disconnected = True
+            self._in_hand.message_event.set()
         _cancel(self._pace)
         _cancel(self._linger)
         self._count(0)

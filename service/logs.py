@@ -42,7 +42,7 @@ def configure(level: str) -> None:
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of clients' files is in their problems
     logging.captureWarnings(True)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its tale of starting is told by ours
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its starting and its refusals are told by ours
 
 
 def settle(seconds: float = 1.0) -> None:

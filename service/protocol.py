@@ -37,10 +37,12 @@ class Protocol(Connection):
     Attributes:
         max_head: bytes of request line and headers; they are in memory before anybody can be asked for a key.
         head_seconds: from the connection, or from a head's first byte, to its last.
+        max_pipelined: requests that may wait for the answers of those before them.
     """
 
     max_head: ClassVar[int] = 64 << 10
     head_seconds: ClassVar[float] = 30.0
+    max_pipelined: ClassVar[int] = 256
 
     _head: int | None = 0  # bytes of the head that is arriving; None when it has arrived
     _held = b""  # of it, as long as it is not complete
@@ -111,6 +113,8 @@ class Protocol(Connection):
             raise NotHttp("several Host headers" if hosts else "no Host header")
         if self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # its client would take what it is told for the answer (RFC 9110, 10.1.1)
+        if len(self.pipeline) >= self.max_pipelined:
+            raise NotHttp(f"more than {self.max_pipelined} requests of this connection wait for their answers")
         self._join_lists()
         super().on_headers_complete()
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests import bombs
 from tests.service.conftest import Server, assert_problem, busy, wait_for
@@ -87,13 +88,12 @@ def test_no_descriptors_is_a_named_error(server: Server, photo_file: bytes) -> N
         client.get("/livez")  # they are connected
     pid = server.process.pid
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    highest = max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir())
     bomb = bombs.jpeg_of_scans(1500, 60_000)
     for child in Path(f"/proc/{pid}/task/{pid}").parent.glob("*/children"):
         for reader in child.read_text().split():
             os.kill(int(reader), signal.SIGKILL)  # or nobody needed a new one
     with ThreadPoolExecutor(4) as threads:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (16, limits[1]))  # all taken, whatever those readers leave
         try:
             work = [
                 threads.submit(client.post, "/v1/encode", params={"timeout_ms": 3000}, content=bomb)
@@ -111,18 +111,22 @@ def test_no_descriptors_is_a_named_error(server: Server, photo_file: bytes) -> N
         client.close()
 
 
-def test_a_client_that_leaves_is_dropped(server: Server, large: bytes, photo_file: bytes) -> None:
+@pytest.mark.parametrize(
+    "behind", [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["alone", "with another behind"]
+)
+def test_a_client_that_leaves_is_dropped(server: Server, large: bytes, photo_file: bytes, behind: bytes) -> None:
     gone = server.metric("tcm_requests_rejected_total", reason="client-gone")
     host, port = server.url.removeprefix("http://").split(":")
-    head = f"POST /v1/encode HTTP/1.1\r\nHost: x\r\nX-Request-ID: left\r\nContent-Length: {len(photo_file)}\r\n\r\n"
+    name = f"left-{len(behind)}"
+    head = f"POST /v1/encode HTTP/1.1\r\nHost: x\r\nX-Request-ID: {name}\r\nContent-Length: {len(photo_file)}\r\n\r\n"
     with busy(server, large) as work:
         with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(head.encode() + photo_file)
+            connection.sendall(head.encode() + photo_file + behind)
             wait_for(lambda: server.metric("tcm_queue_depth") == 1)
         wait_for(lambda: server.metric("tcm_requests_rejected_total", reason="client-gone") == gone + 1)
         assert server.metric("tcm_queue_depth") == 0
         assert not work.done()
-    [line] = server.requests("left")
+    [line] = server.requests(name)
     assert (line["status"], line["problem"]) == (499, "client-gone")
 
 

@@ -174,6 +174,12 @@ def test_many_requests_in_one_piece(tight: Server) -> None:
     assert answer.count(b"HTTP/1.1 200") == 201
 
 
+def test_requests_without_end_on_one_connection(tight: Server) -> None:
+    """Each read of the socket holds thousands: they would keep the event loop, and memory, from everybody else."""
+    answer = talk(tight, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 5000)
+    assert 256 <= answer.count(b"HTTP/1.1 200") <= 300
+
+
 # ---- forms and names
 
 
