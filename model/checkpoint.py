@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import torch
+from numpy.typing import NDArray
 
 from model.differences import read_tensors
 from model.errors import CheckpointMismatch, CheckpointUnreadable
@@ -91,7 +92,7 @@ def load(path: Path) -> Weights:
         tensors = read_tensors(path)
         if fingerprint_of(tensors) != info.fingerprint:
             raise CheckpointUnreadable(f"{path}: damaged: its tensors are not those of its fingerprint")
-        tables = Tables(*(tensors[TABLES + part].numpy().astype(np.int32) for part in ("cdf", "start", "low")))
+        tables = Tables(*(_numbers(tensors[TABLES + part]) for part in ("cdf", "start", "low")))
         tables.check()
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointUnreadable(f"{path}: damaged or not a weights file ({error})") from None
@@ -102,3 +103,10 @@ def load(path: Path) -> Weights:
     for attention in (*net.atten_mean, *net.atten_scale):
         attention[0].find_shut()
     return Weights(info, net, tables)
+
+
+def _numbers(tensor: torch.Tensor) -> NDArray[np.int32]:
+    """A part of the tables, as `save` writes it."""
+    if tensor.dtype != torch.int32 or tensor.ndim != 1:
+        raise ValueError(f"tables are lists of int32, not {tuple(tensor.shape)} of {tensor.dtype}")
+    return tensor.numpy()

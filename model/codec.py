@@ -25,7 +25,7 @@ from model.attention import in_kernels
 from model.blocks import SliceAttention
 from model.checkpoint import Weights, load
 from model.container import DEFAULT_MAX_PIXELS, MAX_SIDE, Container, read_container, write_container
-from model.devices import by_index, current, lock_of, pick_device, use_exact_arithmetic
+from model.devices import by_index, current, lock_of, memory_errors, pick_device, use_exact_arithmetic
 from model.errors import CheckpointUnreadable, ModelError
 from model.info import ModelInfo
 from model.latent_coder import Analysis, LatentCoder
@@ -60,7 +60,7 @@ class Codec:
         use_exact_arithmetic(device)
         self.info: ModelInfo = weights.info
         self.device = device = by_index(device)
-        self.tiling = tiling or tiles.Tiling()
+        self.tiling = tiling or tiles.Tiling.of(weights.net.config.window)
         for attention in (*weights.net.atten_mean, *weights.net.atten_scale):
             cast("SliceAttention", attention[0]).drop_shut()  # before it takes the device's memory
         self.dtype = pick_precision(precision, device)
@@ -96,6 +96,7 @@ class Codec:
             UnknownModel: no model of that name is installed.
             CheckpointUnreadable: the file is damaged, or no longer the one that the entry is of.
             CheckpointMismatch: it holds other weights than it says.
+            OutOfMemory: there is not enough memory for it.
             ValueError: no such device or precision here.
         """
         if isinstance(model, ZooEntry):
@@ -104,7 +105,8 @@ class Codec:
             path = Path(model)
         else:
             path = (zoo or Zoo()).named(model).path
-        weights = load(path)
+        with memory_errors(torch.device("cpu"), f"loading {path}"):
+            weights = load(path)
         if isinstance(model, ZooEntry) and weights.info.fingerprint != model.info.fingerprint:
             raise CheckpointUnreadable(
                 f"{path}: holds weights {weights.info.fingerprint} now, not {model.info.fingerprint}: it was replaced "
@@ -125,7 +127,7 @@ class Codec:
         Raises:
             UnsupportedBitstream, CorruptBitstream: as `read_container` does.
             IncompatibleModel: these weights are not installed.
-            CheckpointUnreadable, CheckpointMismatch, ValueError: as `load` does.
+            CheckpointUnreadable, CheckpointMismatch, OutOfMemory, ValueError: as `load` does.
         """
         container = read_container(data, MAX_SIDE**2)
         entry = (zoo or Zoo()).by_fingerprint(container.fingerprint, container.model)
@@ -138,7 +140,7 @@ class Codec:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of the weights on the device."""
+        """Memory of the weights on the device; what convolutions make of them comes with the first picture."""
         return sum(t.numel() * t.element_size() for t in {id(t): t for t in self._tensors()}.values())
 
     def warm_up(self, width: int, height: int) -> None:
@@ -184,6 +186,7 @@ class Codec:
             UnsupportedImage: an image of a kind that cannot be coded.
             CorruptImage: it has no pixels, or they are in a file that is damaged or truncated.
             TooManyPixels: a side is longer than a file can say.
+            CheckpointMismatch: the weights give numbers that cannot be coded.
             OutOfMemory: the device has no memory left.
         """
         return self.encode_picture(from_pil(image, keep_metadata=keep_metadata))
@@ -204,7 +207,7 @@ class Codec:
         """As `encode`, of what `model.pixels` has read.
 
         Raises:
-            OutOfMemory: the device has no memory left.
+            CheckpointMismatch, OutOfMemory: as `encode` does.
         """
         return self.pack(picture, self.analyse([picture])[0])
 
@@ -239,6 +242,7 @@ class Codec:
 
         Raises:
             ValueError: they do not share one.
+            CheckpointMismatch: the weights give numbers that are not finite.
             OutOfMemory: the device has no memory left.
         """
         stages = Stages() if stages is None else stages
@@ -262,6 +266,9 @@ class Codec:
             analysis: the symbols.
             name: of the model, where the same weights go by several.
             stages: where the time goes.
+
+        Raises:
+            CheckpointMismatch: the symbols are larger than any model's.
         """
         stages = Stages() if stages is None else stages
         payload = self._latents.payload(analysis, stages)

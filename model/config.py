@@ -82,9 +82,12 @@ class TCMConfig:
 
     @property
     def least_parameters(self) -> int:
-        """That such a network has at the very least: those of the four strided convolutions of g_a (3x3)."""
-        width = 2 * self.N
-        return 9 * (3 * width + 2 * width * width + width * self.M)
+        """That such a network has at the very least, about half of what it has."""
+        width, inside, (inner, narrow) = 2 * self.N, self.attention_width, self.slice_widths
+        strided = 9 * (3 * width + 2 * width * width + width * (self.M + self.hyper_channels))
+        mixed = 9 * self.depth * 38 * self.N**2  # in nine stages
+        of_a_slice = 88 * inside * max(inside - 4, 0) + 27 * (self.M * inner + inner * narrow)
+        return strided + mixed + self.slices * of_a_slice
 
     def to_json(self) -> str:
         """For the metadata of a weights file."""

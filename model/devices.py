@@ -96,8 +96,16 @@ def _second_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-_FULL = ("can't allocate memory", "out of memory", "OUT_OF_MEMORY", "_ALLOC_FAILED", "ALLOCATION_FAILED", "bad_alloc")
-"""How torch's CPU allocator, CUDA and its libraries say it, where torch has no class for it."""
+_FULL = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "out of memory",
+    "OUT_OF_MEMORY",
+    "_ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "bad_alloc",
+)
+"""How torch's CPU allocator, the system, CUDA and its libraries say it, where torch has no class for it."""
 
 
 def tells_of_memory(error: Exception) -> bool:

@@ -75,7 +75,7 @@ class Coder:
             if first != OUT_OF_WORDS:
                 break
         if first == BAD_ESCAPE:
-            raise ValueError("a latent is too large to code: are these the weights of a trained model?")
+            raise ValueError("they give a latent that is too large to code: are they those of a trained model?")
         head = int(state).to_bytes(2 * _STATE_WORDS, "little")
         return head + out[first:].astype("<u2", copy=False).tobytes()
 

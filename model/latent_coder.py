@@ -94,11 +94,18 @@ class LatentCoder:
             transform.forget()
 
     def payload(self, analysis: Analysis, stages: Stages) -> bytes:
-        """The entropy-coded symbols of one picture; needs no device."""
+        """The entropy-coded symbols of one picture; needs no device.
+
+        Raises:
+            CheckpointMismatch: they are larger than any model's.
+        """
         with stages("guard"):
             parts = analysis.parts()
         with stages("entropy"):
-            return self._coder.encode(parts, analysis.streams)
+            try:
+                return self._coder.encode(parts, analysis.streams)
+            except ValueError as error:
+                raise CheckpointMismatch(f"the weights of {self._info.name!r}: {error}") from None
 
     def writing(self, y: Tensor, z: Tensor, heartbeat: Heartbeat) -> Steps:
         """The part of a program that chooses the symbols of y (B, M, h, w) and z; for `analyses`.

@@ -1,4 +1,4 @@
-"""The process that decodes image files for `model.sandbox`: its limits, and one file after another."""
+"""The process that decodes image files for `model.sandbox_client`: its limits, and one file after another."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _ask(answers: int, pixels: int) -> None:
 
 def _answer(shared: int, memory: int, answers: int, request: dict[str, Any]) -> dict[str, Any]:
     try:
-        data = os.pread(shared, request["bytes"], 0)
+        data = _get(shared, request["bytes"])
         picture = read_image(
             data,
             request["max_pixels"],
@@ -91,6 +91,16 @@ def _answer(shared: int, memory: int, answers: int, request: dict[str, Any]) -> 
         return {"error": CorruptImage.code, "message": message, "spent": True}
     except Exception:  # noqa: BLE001 - the parent raises it
         return {"error": "unexpected", "message": traceback.format_exc(limit=-5), "spent": True}
+
+
+def _get(shared: int, count: int) -> bytes:
+    """The file; the kernel gives at most 2 GiB at once."""
+    data = bytearray(count)
+    view = memoryview(data)
+    while view and (done := os.preadv(shared, [view], count - len(view))):
+        view = view[done:]
+    view.release()
+    return bytes(data)
 
 
 def _put(shared: int, picture: Picture) -> dict[str, Any]:

@@ -29,6 +29,11 @@ class Tiling:
     side: int = 80
     margin: int = 8
 
+    @classmethod
+    def of(cls, window: int) -> Tiling:
+        """For attention windows of that side: as above for the published ones, of 8."""
+        return cls(max(cls.side // window, 1) * window, -(-cls.margin // window) * window)
+
     def spans(self, length: int) -> Iterator[tuple[int, int, int, int]]:
         """Along one axis: first and end of what is kept, first and end of what is computed."""
         for start in range(0, length, self.side):

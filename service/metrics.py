@@ -124,7 +124,7 @@ class Metrics:
         )
         self.store_failures = Counter(
             "tcm_store_failures",
-            "Calls that the medium refused (`error`) or left alone (`timeout`); writes refused as too many wait (`full`).",
+            "Calls that the medium refused (`error`) or left alone (`timeout`), writes that too many precede (`full`).",
             ["op", "reason"],
             registry=registry,
         )

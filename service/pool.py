@@ -21,7 +21,9 @@ from service.watchdog import Watchdog
 
 log = structlog.get_logger()
 
-_BYTES_A_PARAMETER = 7  # about: weights in float32, and what is made of them, for convolutions by fewer products
+_BYTES_A_PARAMETER = (
+    10  # at most about: weights in float32, and what is made of them, for convolutions by fewer products
+)
 _ON_A_CPU = ((128, 128),)  # nothing depends on the size there, but loops are compiled when first called
 _SLOWEST_DISK = 1e6  # bytes a second
 
@@ -33,14 +35,16 @@ class Resident:
     Attributes:
         entry: which one.
         codec: what works.
-        memory: bytes of its weights.
+        memory: bytes of its weights, and of what has been made of them so far.
         users: requests that hold it; while there are any, it stays.
+        served: requests that have held it.
     """
 
     entry: ZooEntry
     codec: Codec
     memory: int
     users: int = 0
+    served: int = 0
 
 
 _Key = tuple[str, float | None]
@@ -110,6 +114,9 @@ class Pool:
     def release(self, resident: Resident) -> None:
         """One user less."""
         resident.users -= 1
+        resident.served += 1
+        if resident.served & (resident.served - 1) == 0:  # the 1st, 2nd, 4th …: it grows with its first pictures
+            resident.memory = resident.codec.memory_bytes
         self._make_room()
 
     async def _load(self, entry: ZooEntry) -> None:

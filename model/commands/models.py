@@ -108,6 +108,7 @@ def import_(
         import torch
 
         from model.checkpoint import save
+        from model.devices import memory_errors
         from model.info import check_name, standard_name
         from model.state_dict import fill, read_state_dict
 
@@ -125,10 +126,11 @@ def import_(
             raise typer.BadParameter(f"{name} does not say λ and metric; give --lmbda and --metric")
         check_name(name, lmbda, metric)
         target = _target(name, model_dir, force=force, own=own)
-        weights = read_state_dict(checkpoint)
-        half = half or (own is not None and any(value.dtype == torch.float16 for value in weights.values()))
         rounding = own.rounding if own else None
-        saved = save(fill(weights), target, name=name, lmbda=lmbda, metric=metric, half=half, rounding=rounding)
+        with memory_errors(torch.device("cpu"), f"importing {checkpoint}"):
+            weights = read_state_dict(checkpoint)
+            half = half or (own is not None and any(value.dtype == torch.float16 for value in weights.values()))
+            saved = save(fill(weights), target, name=name, lmbda=lmbda, metric=metric, half=half, rounding=rounding)
         stderr.print(
             f"{saved.name}: {saved.parameters / 1e6:.1f} M parameters, N={saved.config.N}, λ={saved.lmbda:g}, "
             f"weights {saved.fingerprint} -> {target}"

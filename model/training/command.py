@@ -97,9 +97,11 @@ def train(
     with one_line_errors():
         import torch
 
+        from model.pixels import no_limit_of_pillow
         from model.training.interrupt import Interrupted
         from model.training.train import train as run
 
+        no_limit_of_pillow()
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         if threads is not None and threads < 0:
             raise ValueError(f"--threads is a number from 0 on (all cores), not {threads}")

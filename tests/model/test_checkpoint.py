@@ -19,6 +19,7 @@ from model.errors import CheckpointMismatch, CheckpointUnreadable, IncompatibleM
 from model.info import read_info, standard_name
 from model.network import TCM
 from model.state_dict import fill, read_state_dict
+from model.tensors import fingerprint_of
 from tests.conftest import TINY, make_tiny
 
 _OLD = {"matrices": "_matrix", "biases": "_bias", "factors": "_factor"}
@@ -127,6 +128,43 @@ def test_a_small_file_cannot_ask_for_all_the_memory_there_is(monkeypatch):
     for small in (given, {name: one.expand(shape) for name, shape in shapes.items()}):
         with pytest.raises(CheckpointMismatch, match="numbers are not the weights"):
             fill(small)
+
+
+def test_a_small_file_cannot_ask_for_wide_slice_attentions(monkeypatch):
+    """Their width is believed from a tensor of 16 KB: 26 MB of a file asked for 28 GiB."""
+    given = {name: p.detach() for name, p in make_tiny().named_parameters()}
+    given["atten_mean.0.0.non_local_block.block_1.ln1.weight"] = torch.zeros(4096)
+    given["atten_mean.0.0.non_local_block.block_1.msa.relative_position_params"] = torch.zeros(256, 15, 15)
+    monkeypatch.setattr(state_dict, "TCM", None)
+    with pytest.raises(CheckpointMismatch, match="numbers are not the weights"):
+        fill(given)
+
+
+@pytest.mark.parametrize("config", [TINY, *SIZES.values()])
+def test_no_network_has_fewer_parameters_than_the_least(config):
+    assert config.least_parameters < sum(p.numel() for p in TCM(config).parameters())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.bfloat16(),
+        lambda t: t[None],
+        lambda t: t[:, None],
+        lambda t: t[0].clone(),
+        lambda t: t.long() + 2**32,
+    ],
+)
+@pytest.mark.parametrize("part", ["cdf", "start", "low"])
+def test_tables_of_other_numbers_are_damage(tmp_path, tiny_file, part, change):
+    """Some were a TypeError, some were loaded."""
+    tensors = load_file(tiny_file)
+    tensors[f"tables.z.{part}"] = change(tensors[f"tables.z.{part}"]).contiguous()
+    with safetensors.safe_open(tiny_file, "np") as file:
+        metadata = file.metadata() | {"fingerprint": fingerprint_of(tensors)}
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    with pytest.raises(CheckpointUnreadable, match="damaged"):
+        load(tmp_path / "a.safetensors")
 
 
 def test_a_flipped_bit_in_an_archive_of_torchs_is_damage(tmp_path):

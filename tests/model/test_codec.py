@@ -16,15 +16,15 @@ from PIL import Image
 
 from model import Codec
 from model import tiles as tiling
-from model.checkpoint import load
+from model.checkpoint import load, save
 from model.container import read_container, write_container
 from model.devices import pick_device
-from model.errors import CorruptBitstream, IncompatibleModel, ModelError, UnknownModel
+from model.errors import CheckpointMismatch, CorruptBitstream, IncompatibleModel, ModelError, OutOfMemory, UnknownModel
 from model.latent_coder import LatentCoder
 from model.pixels import from_pil
 from model.stages import Stages
 from model.zoo import Zoo
-from tests.conftest import make_tiny, psnr
+from tests.conftest import TINY, make_tiny, psnr
 
 EMBEDDED = [entry.name for entry in Zoo().entries() if entry.embedded]
 
@@ -182,6 +182,15 @@ def test_tiles_change_nothing_that_can_be_seen(tiny_weights, size):
         torch.testing.assert_close(tiling.synthesise(net.g_s, y.round(), cut), x_hat, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("window", [6, 12])
+def test_tiles_are_of_whole_windows_whatever_their_size(tmp_path, window):
+    """Of other windows than 2, 4, 8 and 16, pictures of more than one tile were a RuntimeError."""
+    save(make_tiny(1, replace(TINY, window=window)), tmp_path / "a.safetensors", name="a", lmbda=1, metric="mse")
+    codec = Codec.load(tmp_path / "a.safetensors", "cpu")
+    wide = Image.radial_gradient("L").convert("RGB").resize((1700, 100))
+    assert codec.decode(codec.encode(wide)).size == wide.size
+
+
 def test_stages_add_up(codec, photo):
     stages = Stages()
     picture = from_pil(photo)
@@ -281,15 +290,21 @@ def test_names_and_devices_that_are_not_there():
         pick_device("cuda:99")
 
 
-def test_weights_that_explode_are_named(tmp_path, photo):
-    from model.checkpoint import load, save
-
+@pytest.mark.parametrize(("weight", "said"), [(3e38, "not finite"), (1e10, "too large")])
+def test_weights_that_explode_are_named(tmp_path, photo, weight, said):
     net = make_tiny()
     with torch.no_grad():
-        net.g_a[-1].weight.fill_(3e38)
+        net.g_a[-1].weight.fill_(weight)
     save(net, tmp_path / "a.safetensors", name="a", lmbda=1, metric="mse")
-    with pytest.raises(ModelError, match="not finite"):
+    with pytest.raises(CheckpointMismatch, match=said):
         Codec(load(tmp_path / "a.safetensors"), torch.device("cpu")).encode(photo)
+
+
+def test_weights_for_which_there_is_no_memory_are_named(tiny_file, monkeypatch):
+    said = "unable to mmap 37852904 bytes from file: Cannot allocate memory (12)"
+    monkeypatch.setattr("model.codec.load", mock.Mock(side_effect=RuntimeError(said)))
+    with pytest.raises(OutOfMemory, match=tiny_file.name):
+        Codec.load(tiny_file, "cpu")
 
 
 @pytest.mark.gpu

@@ -125,7 +125,7 @@ def test_processes_that_cannot_be_had_leave_nothing_behind(monkeypatch):
             with pytest.raises(NoProcess, match="no more processes"):
                 box.read_image(b"")
     with monkeypatch.context() as patch:
-        patch.setattr("model.sandbox._Process._answer", mock.Mock(side_effect=ValueError("anything")))
+        patch.setattr("model.sandbox_client.Process._answer", mock.Mock(side_effect=ValueError("anything")))
         for _ in range(3):
             with pytest.raises(ValueError, match="anything"):
                 box.read_image(b"")
@@ -137,10 +137,44 @@ def test_processes_that_cannot_be_had_leave_nothing_behind(monkeypatch):
 def test_a_process_that_does_not_start_is_said_so(monkeypatch):
     box = Sandbox()
     with monkeypatch.context() as patch:
-        patch.setattr("model.sandbox._PROGRAM", "raise SystemExit(1)")
+        patch.setattr("model.sandbox_client._PROGRAM", "raise SystemExit(1)")
         with pytest.raises(NoProcess, match="ended at once"):
             box.read_image(b"")
     assert box.read_image((DATA / "photo.png").read_bytes()).width == 384
+    box.close()
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        'os.ftruncate(shared, 3 + (6 << 30)); say(PIXEL | {"icc": 6 << 30})',
+        'say({"height": 1})',
+        "say([])",
+        'os.write(1, b"no JSON\\n")',
+        'say(PIXEL | {"icc": "x"})',
+        'os.ftruncate(shared, 4); say(PIXEL | {"icc": True})',
+        'say({"pixels": "x"})',
+        'say({"pixels": 100}); sys.stdin.buffer.readline(); '
+        'os.ftruncate(shared, 3 * 10**6); say(PIXEL | {"width": 1000, "height": 1000})',
+    ],
+    ids=["a huge profile", "no width", "a list", "no JSON", "a text", "a truth", "no number", "more than announced"],
+)
+def test_a_process_that_was_taken_over_is_not_believed(monkeypatch, says):
+    """Its answers filled our memory, passed the admission's count, or were a 500; and it got the next file."""
+    program = f"""
+import json, os, sys
+shared = int(sys.argv[2])
+say = lambda message: os.write(1, json.dumps(message).encode() + b"\\n")
+PIXEL = dict(width=1, height=1, grey=False, alpha=False, icc=None, exif=None, xmp=None)
+say(dict(ready=True))
+for line in sys.stdin.buffer:
+    {says}
+"""
+    monkeypatch.setattr("model.sandbox_client._PROGRAM", program)
+    box = Sandbox()
+    with pytest.raises(CorruptImage):
+        box.read_image(b"some file", announce=lambda _: None)
+    assert not box._idle
     box.close()
 
 
@@ -160,8 +194,8 @@ def test_who_gives_up_at_the_last_moment_leaves_no_dying_process(sandbox, monkey
     """Found by trying: the next picture was said to have crashed its decoder."""
     data, reading = (DATA / "photo.png").read_bytes(), Reading()
     with monkeypatch.context() as patch:
-        picture = type(sandbox)._give_back.__globals__["_Process"]._picture
-        patch.setattr("model.sandbox._Process._picture", lambda *some: [picture(*some), reading.give_up()][0])
+        picture = type(sandbox)._give_back.__globals__["Process"]._picture
+        patch.setattr("model.sandbox_client.Process._picture", lambda *some: [picture(*some), reading.give_up()][0])
         before = list(sandbox._idle)
         assert sandbox.read_image(data, reading=reading).width == 384
     assert len(sandbox._idle) == max(0, len(before) - 1)
@@ -196,7 +230,7 @@ def test_more_descriptors_than_select_knows():
 
 def test_answers_that_come_together_are_both_seen(sandbox, monkeypatch):
     """The size and the picture of a small file may both be there when the first is read."""
-    monkeypatch.setattr("model.sandbox._PATIENCE", 20)
+    monkeypatch.setattr("model.sandbox_client._PATIENCE", 20)
     out, sizes = io.BytesIO(), []
     Image.new("RGB", (1, 1)).save(out, "PNG")
     for _ in range(200):

@@ -25,8 +25,8 @@ from model import Codec, Zoo
 DATA = Path(__file__).parent.parent / "data"
 MODEL = "tcm-xs-mse-0.013"
 T = TypeVar("T")
-BUDGET_FOR_TWO = int(2.3 * 7 * Zoo().get(MODEL).info.parameters)
-"""Room for two of the embedded models and the bfloat16 copies of their transforms, not for three."""
+BUDGET_FOR_TWO = 20 * Zoo().get(MODEL).info.parameters
+"""Room for two of the embedded models and what is made of their weights, not for three."""
 
 
 @dataclass

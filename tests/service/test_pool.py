@@ -23,7 +23,7 @@ from service.watchdog import Watchdog
 from tests.conftest import make_tiny, psnr
 from tests.golden.files import FOLDER, INDEX
 from tests.golden.kinds import KINDS
-from tests.service.conftest import BUDGET_FOR_TWO, Server, assert_problem, open_image, start
+from tests.service.conftest import BUDGET_FOR_TWO, MODEL, Server, assert_problem, open_image, start
 
 A, B, C = "tcm-xs-mse-0.0035", "tcm-xs-mse-0.013", "tcm-xs-mse-0.05"
 
@@ -66,6 +66,18 @@ def test_a_file_names_the_model_that_was_asked_for(tmp_path: Path, photo_file: b
     other = server.client.post("/v1/encode", params={"model": "by-rate"}, content=photo_file)
     assert len(other.content) < len(answer.content)  # the same weights, but each symbol the cheapest
     assert server.stop() == 0
+
+
+def test_the_memory_of_a_model_counts_what_its_first_picture_adds(tmp_path: Path, photo_file: bytes) -> None:
+    """Without a warm-up, residents counted for about half of what they take, and the budget was passed for good."""
+    server = start(tmp_path, warm_up="none")
+    try:
+        server.client.post("/v1/encode", content=photo_file).raise_for_status()
+        warm = Codec.load(MODEL, "cpu")
+        warm.encode(open_image(photo_file))
+        assert server.metric("tcm_device_memory_bytes") >= 0.99 * warm.memory_bytes
+    finally:
+        server.stop()
 
 
 def test_every_model_at_once_under_a_budget_for_two(tight: Server, photo_file: bytes) -> None:
