@@ -163,7 +163,7 @@ def test_tables_of_other_numbers_are_damage(tmp_path, tiny_file, part, change):
     with safetensors.safe_open(tiny_file, "np") as file:
         metadata = file.metadata() | {"fingerprint": fingerprint_of(tensors)}
     save_file(tensors, tmp_path / "a.safetensors", metadata)
-    with pytest.raises(CheckpointUnreadable, match="damaged"):
+    with pytest.raises(CheckpointUnreadable, match="lists of int32"):
         load(tmp_path / "a.safetensors")
 
 
