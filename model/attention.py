@@ -226,7 +226,7 @@ class TransformerBlock(nn.Module):
         if x.dtype != self.ln1.weight.dtype:
             return False
         if fused.on_gpu(x):
-            return kernels.suits_attention(self.window, self.msa.head_dim, *x.shape[1:3])
+            return kernels.suits_attention(self.window, self.msa.head_dim)
         return windows.suits(self.window, self.msa.head_dim) and fused.available(x)
 
     def into(self, x: Tensor, out: Tensor) -> Tensor:
@@ -273,4 +273,4 @@ class TransformerBlock(nn.Module):
 def in_kernels(net: nn.Module) -> bool:
     """Whether no attention of a network needs masks made for a shape, which come and go, where kernels can be had."""
     blocks = [module for module in net.modules() if isinstance(module, TransformerBlock)]
-    return all(kernels.suits_attention(b.window, b.msa.head_dim, b.window, b.window) for b in blocks)
+    return all(kernels.suits_attention(b.window, b.msa.head_dim) for b in blocks)

@@ -16,7 +16,7 @@ from model.info import ModelInfo, read_info
 from model.network import TCM
 from model.state_dict import TABLES, fill
 from model.tables import Tables, bottleneck_tables
-from model.tensors import fingerprint_of, write_tensors
+from model.tensors import check_fingerprint, fingerprint_of, write_tensors
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ def load(path: Path) -> Weights:
     info = read_info(path)
     try:
         tensors = read_tensors(path)
-        if fingerprint_of(tensors) != info.fingerprint:
-            raise CheckpointUnreadable(f"{path}: damaged: its tensors are not those of its fingerprint")
+        check_fingerprint(path, tensors, info)
         tables = Tables(*(_numbers(tensors[TABLES + part]) for part in ("cdf", "start", "low")))
         tables.check()
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:

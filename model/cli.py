@@ -18,7 +18,7 @@ from typing import Any
 import typer
 
 from model import environment
-from model.streams import open_what_is_closed
+from model.stdio import open_what_is_closed
 
 _GROUP = "tcm.commands"
 _OWN = [

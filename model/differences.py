@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.errors import CheckpointMismatch, CheckpointUnreadable
 from model.info import read_info
-from model.tensors import fingerprint_of, write_tensors
+from model.tensors import check_fingerprint, fingerprint_of, write_tensors
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -54,8 +54,7 @@ def save_difference(earlier: Path, later: Path) -> Path:
     if kinds[0] != kinds[1] or len(changed) == len(old):
         raise CheckpointMismatch(f"{earlier} and {later} are different models: keep them both whole")
     for given, tensors, said in ((earlier, old, info), (later, new, whole)):
-        if fingerprint_of(tensors) != said.fingerprint:
-            raise CheckpointUnreadable(f"{given}: damaged: its tensors are not those of its fingerprint")
+        check_fingerprint(given, tensors, said)
     path = later.with_name(f"{info.name}.{info.fingerprint}.safetensors")
     if path.resolve() == earlier.resolve():
         raise CheckpointMismatch(f"{earlier}: lies where the difference is to be written: it is one, or move it first")

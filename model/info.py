@@ -78,6 +78,14 @@ def check_claims(name: str, lmbda: float, metric: str, rounding: float | None) -
         raise ValueError(f"a rounding weight is a positive number, not {rounding}")
 
 
+def info_of(path: Path) -> ModelInfo | None:
+    """As `read_info`; None of a file that says nothing of the kind."""
+    try:
+        return read_info(path)
+    except CheckpointUnreadable:
+        return None
+
+
 def read_info(path: Path) -> ModelInfo:
     """What a weights file says of itself, without reading the weights.
 

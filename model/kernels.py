@@ -140,9 +140,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-def suits_attention(side: int, head_dim: int, height: int, width: int) -> bool:
-    """Whether `attend` is made for such windows on such a map."""
-    return side in (4, 8) and head_dim in (8, 16, 32) and height % side == 0 and width % side == 0
+def suits_attention(side: int, head_dim: int) -> bool:
+    """Whether `attend` is made for such windows."""
+    return side in (4, 8) and head_dim in (8, 16, 32)
 
 
 def attend(qkv: Tensor, table: Tensor, heads: int, side: int, *, shift: int) -> Tensor:

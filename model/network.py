@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from model.blocks import MixedBlock, SliceAttention
 from model.borrowed import EntropyBottleneck, GaussianConditional, layers
 from model.config import TCMConfig
-from model.latents import code_slices, round_through
+from model.latents import Latents, code_slices, round_through
 from model.layers import ConvGELU, ResidualBlockUpsample, ResidualBlockWithStride, StridedConv, SubpelConv
 from model.rounding import choose_symbols
 from model.rounding import likelihood as written_likelihood
@@ -133,27 +133,24 @@ class TCM(nn.Module):
         """
         height, width = x.shape[-2:]
         y = self.g_a(pad_to(x, self.config.alignment))
-        z = self.h_a(y)
-        _, z_likelihoods = self.entropy_bottleneck(z)
-        medians = self.medians()
-        z_hat = round_through(z - medians) + medians
+        latents, likelihoods = self.code(y)
+        x_hat = self.g_s(latents.y_hat)[..., :height, :width]
+        return TCMOutput(x_hat, likelihoods, latents.means, latents.scales, y)
 
-        y_slices = y.chunk(self.config.slices, dim=1)
-        likelihoods: list[Tensor] = []
+    def code(self, y: Tensor) -> tuple[Latents, dict[str, Tensor]]:
+        """What lies between g_a and g_s: ŷ, μ and σ of y (B, M, h, w), and the likelihoods of y and z."""
+        z = self.h_a(y)
+        _, of_z = self.entropy_bottleneck(z)
+        medians = self.medians()
+        parts, of_y = y.chunk(self.config.slices, dim=1), list[Tensor]()
 
         def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
-            y_hat, likelihood = self.quantise(y_slices[i], mean, scale)
-            likelihoods.append(likelihood)
+            y_hat, likelihood = self.quantise(parts[i], mean, scale)
+            of_y.append(likelihood)
             return y_hat
 
-        latents = code_slices(self, z_hat, code)
-        return TCMOutput(
-            x_hat=self.g_s(latents.y_hat)[..., :height, :width],
-            likelihoods={"y": torch.cat(likelihoods, dim=1), "z": z_likelihoods},
-            means=latents.means,
-            scales=latents.scales,
-            y=y,
-        )
+        latents = code_slices(self, round_through(z - medians) + medians, code)
+        return latents, {"y": torch.cat(of_y, dim=1), "z": of_z}
 
     def quantise(self, y: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """ŷ of a slice, straight through, and the likelihood of each element, all of one shape.

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from model.errors import DownloadFailed, UnknownModel
+from model.errors import DownloadFailed, UnknownModel, reason
 
 PUBLISHED = {
     "tcm-s-mse-0.0025": "1zpkW_MCkUWl8nRUlza0L7Fk7dXlXciZd",
@@ -42,8 +42,7 @@ def download(name: str) -> Iterator[Path]:
             with contextlib.redirect_stdout(io.StringIO()):
                 result = gdown.download(id=PUBLISHED[name], output=str(target), quiet=False)
         except Exception as error:  # noqa: BLE001 - gdown and what it builds on raise many kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DownloadFailed(f"{name} could not be downloaded ({reason[:160]}); are you online?") from None
+            raise DownloadFailed(f"{name} could not be downloaded ({reason(error)}); are you online?") from None
         if result is None or not target.exists():
             raise DownloadFailed(f"{name} could not be downloaded; are you online?")
         yield target

@@ -19,9 +19,9 @@ from torch import Tensor
 from model.config import TCMConfig
 from model.differences import read_tensors
 from model.errors import CheckpointMismatch, CheckpointUnreadable, reason
-from model.info import read_info
+from model.info import info_of
 from model.network import TCM
-from model.tensors import fingerprint_of
+from model.tensors import check_fingerprint
 
 TABLES = "tables.z."
 """What the names of the tables of z begin with, in the files of this project."""
@@ -97,12 +97,8 @@ def _is_plain(value: Tensor) -> bool:
 
 def _check_own(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A damaged file of this project's must not become a model of another fingerprint."""
-    try:
-        own = read_info(path) if path.suffix == ".safetensors" else None
-    except CheckpointUnreadable:
-        return  # somebody else's
-    if own is not None and fingerprint_of(tensors) != own.fingerprint:
-        raise CheckpointUnreadable(f"{path}: damaged: its tensors are not those of its fingerprint")
+    if own := info_of(path):  # else it is somebody else's
+        check_fingerprint(path, tensors, own)
 
 
 def _no_checkpoint(path: Path) -> str | None:

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.errors import reason
-from model.info import FINGERPRINT_BYTES
+from model.errors import CheckpointUnreadable, reason
+from model.info import FINGERPRINT_BYTES, ModelInfo
 
 
 def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
@@ -25,6 +25,16 @@ def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # numpy has no bfloat16
     return digest.digest()[:FINGERPRINT_BYTES].hex()
+
+
+def check_fingerprint(path: Path, tensors: Mapping[str, Tensor], said: ModelInfo) -> None:
+    """That they are the weights that their file says.
+
+    Raises:
+        CheckpointUnreadable: they are not.
+    """
+    if fingerprint_of(tensors) != said.fingerprint:
+        raise CheckpointUnreadable(f"{path}: damaged: its tensors are not those of its fingerprint")
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -6,7 +6,6 @@ Here the lanes of a vector are the queries of a window, so every loop runs over 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from model import vectors
 from model.compiled import compiled
+from model.threads import each
 from model.vectors import as_bits, as_float, exp
 
 SIDE = 8
@@ -51,14 +51,8 @@ def attend(qkv: Tensor, bias: NDArray[np.float32], *, shift: int, last: bool) ->
     def some(k: int) -> None:
         _attend(*arrays, bias, shift, last, rows * k // threads, rows * (k + 1) // threads)
 
-    if threads == 1:
-        some(0)
-    else:
-        list(_threads.map(some, range(threads)))
+    each(some, range(threads), urgent=True)
     return out
-
-
-_threads = ThreadPoolExecutor(thread_name_prefix="windows")
 
 
 def _array(x: Tensor) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from model import environment
-from model.streams import open_what_is_closed
+from model.stdio import open_what_is_closed
 from service import logs
 from service.settings import PREFIX, PROGRAM, SECRETS, Settings, option
 

@@ -109,10 +109,10 @@ def import_(
 
         from model.checkpoint import save
         from model.devices import memory_errors
-        from model.info import check_name, standard_name
+        from model.info import check_name, info_of, standard_name
         from model.state_dict import fill, read_state_dict
 
-        said, own = standard_name(name), _own_info(checkpoint)
+        said, own = standard_name(name), info_of(checkpoint)
         if own is not None:  # one of ours: what it says of itself holds
             asked_for = (own.lmbda if lmbda is None else lmbda, metric or own.metric)
             for wanted in (said, asked_for):
@@ -139,28 +139,19 @@ def import_(
 
 def _target(name: str, model_dir: Path | None, *, force: bool, own: ModelInfo | None = None) -> Path:
     """Where a model of that name is to lie: not in place of what others need, but of the same weights."""
+    from model.info import info_of
     from model.zoo import default_model_dir
 
     target = (model_dir or default_model_dir()) / f"{name}.safetensors"
     if target.exists() and not force:
         raise FileExistsError(f"{target} is there already; --force replaces it")
-    there = _own_info(target)
+    there = info_of(target)
     if there is not None and not (own and own.fingerprint == there.fingerprint):
         for path in sorted(target.parent.glob("*.safetensors")):
-            if (other := _own_info(path)) is not None and other.differs_from == there.fingerprint:
+            if (other := info_of(path)) is not None and other.differs_from == there.fingerprint:
                 kept = f"{path.name} is what earlier weights had otherwise, and nothing without it"
                 raise FileExistsError(f"{target} is needed: {kept}. Give the new one a name of its own")
     return target
-
-
-def _own_info(path: Path) -> ModelInfo | None:
-    """What a file that this program has written says of itself."""
-    from model.info import read_info
-
-    try:
-        return read_info(path) if path.suffix == ".safetensors" else None
-    except CheckpointUnreadable:
-        return None
 
 
 def pull(

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.errors import CheckpointUnreadable
+from model.errors import CheckpointUnreadable, reason
 
 _AVERAGE = "average."
 _WEIGHTS, _OPTIMISER = "weights.safetensors", "optimiser.pt"
@@ -114,9 +114,7 @@ def load_state(folder: Path) -> RunState:
             deviation=rest.get("deviation"),
         )
     except Exception as error:  # noqa: BLE001  # torch and safetensors raise what they please on damaged files
-        raise CheckpointUnreadable(
-            f"{place}: damaged ({str(error).splitlines()[0] if str(error) else error!r})"
-        ) from None
+        raise CheckpointUnreadable(f"{place}: damaged ({reason(error)})") from None
 
 
 @torch.no_grad()

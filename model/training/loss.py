@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +35,9 @@ class Loss:
         return -10 * math.log10(max(float(self.mse), 1e-10))
 
 
-def bits_per_pixel(out: TCMOutput, pixels: int) -> Tensor:
+def bits_per_pixel(likelihoods: Mapping[str, Tensor], pixels: int) -> Tensor:
     """-Σ log2 likelihood of everything in a batch, over its number of pixels."""
-    bits = [-torch.log2(likelihood.float()).sum() for likelihood in out.likelihoods.values()]
+    bits = [-torch.log2(likelihood.float()).sum() for likelihood in likelihoods.values()]
     return torch.stack(bits).sum() / pixels
 
 
@@ -50,7 +51,7 @@ def rate_distortion(out: TCMOutput, x: Tensor, lmbda: float, metric: str) -> Los
         metric: "mse" or "ms-ssim".
     """
     x_hat = out.x_hat.float()
-    bpp = bits_per_pixel(out, x.shape[0] * x.shape[2] * x.shape[3])
+    bpp = bits_per_pixel(out.likelihoods, x.shape[0] * x.shape[2] * x.shape[3])
     mse = (x_hat - x).square().mean()
     if metric == "mse":
         return Loss(lmbda * 255**2 * mse + bpp, bpp.detach(), mse.detach())

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.latents import code_slices, round_through
 from model.network import TCM
-from model.training.loss import Loss
+from model.training.loss import Loss, bits_per_pixel
 from model.training.start import quantiser_step
 
 
@@ -27,20 +26,8 @@ def prior_loss(net: TCM, x: Tensor, lmbda: float) -> Loss:
     """
     with torch.no_grad():
         y = net.g_a(x)
-    z = net.h_a(y)
-    _, z_likelihoods = net.entropy_bottleneck(z)
-    medians = net.medians()
-    z_hat = round_through(z - medians) + medians
-    parts = y.chunk(net.config.slices, dim=1)
-    bits = [-torch.log2(z_likelihoods).sum()]
-
-    def code(i: int, mean: Tensor, scale: Tensor) -> Tensor:
-        y_hat, likelihood = net.quantise(parts[i], mean, scale)
-        bits.append(-torch.log2(likelihood).sum())
-        return y_hat
-
-    y_hat = code_slices(net, z_hat, code).y_hat
-    bpp = torch.stack(bits).sum() / (x.shape[0] * x.shape[2] * x.shape[3])
-    error = (y_hat - y).square().sum(dim=1).mean()
+    latents, likelihoods = net.code(y)
+    bpp = bits_per_pixel(likelihoods, x.shape[0] * x.shape[2] * x.shape[3])
+    error = (latents.y_hat - y).square().sum(dim=1).mean()
     mse = quantiser_step(lmbda) ** 2 / 768 * error
     return Loss(bpp + lmbda * 255**2 * mse, bpp.detach(), mse.detach())

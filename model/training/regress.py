@@ -15,19 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.borrowed import layers
-from model.latents import code_slices
 from model.network import TCM
 from model.training.layers import bias_of
 
 _RIDGE = 1e-4  # of the mean squared input: keeps what the sample says little about near zero
-
-
-@torch.no_grad()
-def decoded_latents(net: TCM, y: Tensor) -> Tensor:
-    """ŷ as a decoder would have it, for y (B, M, h, w)."""
-    z_hat = torch.round(net.h_a(y) - net.medians()) + net.medians()
-    parts = y.chunk(net.config.slices, dim=1)
-    return code_slices(net, z_hat, lambda i, mean, scale: net.quantise(parts[i], mean, scale)[0]).y_hat
 
 
 @torch.no_grad()
@@ -44,7 +35,7 @@ def fit_synthesis(net: TCM, crops: Iterable[Tensor]) -> None:
     for x in batches:
         quarter.append(net.g_a[: -depth - 2](x))
         eighth.append(net.g_a[-depth - 2 : -1](quarter[-1]))
-        latents.append(decoded_latents(net, net.g_a[-1](eighth[-1])))
+        latents.append(net.code(net.g_a[-1](eighth[-1]))[0].y_hat)
     inputs = _fit_block(net.g_s[0], latents, eighth)
     inputs = [net.g_s[1 : depth + 1](x) for x in inputs]
     _fit_block(net.g_s[depth + 1], inputs, quarter)

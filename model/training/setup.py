@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from model.config import TCMConfig
-from model.errors import CheckpointMismatch, CheckpointUnreadable
-from model.info import ModelInfo, read_info
+from model.errors import CheckpointMismatch
+from model.info import info_of
 from model.network import TCM
 from model.state_dict import fill, read_state_dict
 from model.threads import cores
@@ -40,7 +40,7 @@ def make_net(options: Options, photographs: list[Path]) -> TCM:
         weights = read_state_dict(options.init_from)
         net = fill(weights)
         _check_widths(net.config, options)
-        info = _info_of(options.init_from)
+        info = info_of(options.init_from)
         if options.keeps_bitstreams:
             check_kept(options, info, half=any(weight.dtype == torch.float16 for weight in weights.values()))
         if info is not None and info.metric == options.metric == "mse":  # their λ are of one kind
@@ -143,11 +143,3 @@ def _sample(options: Options, photographs: list[Path]) -> Iterator[Tensor]:
     crops = Crops(photographs, options.crop, _SAMPLE_SEED, cache_bytes=0)
     for start in range(0, options.sample, 8):
         yield torch.stack([crops[i] for i in range(start, start + 8)])
-
-
-def _info_of(path: Path) -> ModelInfo | None:
-    """What a model file says of itself; None where it does not."""
-    try:
-        return read_info(path)
-    except CheckpointUnreadable:
-        return None
