@@ -23,11 +23,14 @@ from service.errors import Draining, NotReady, Problem, RequestTimeout, Saturate
 from service.identity import Record
 from service.metrics import Metrics
 
-WORK = frozenset({"/v1/encode", "/v1/decode", "/v1/bitstreams"})
-"""Where a POST means work for the device."""
-
+_WORK = frozenset({"/v1/encode", "/v1/decode", "/v1/bitstreams"})
 _MOST_SECONDS = 600  # that anyone is told to wait
 _place: ContextVar[Place] = ContextVar("place")
+
+
+def asks_for_work(scope: Scope) -> bool:
+    """Whether a request is one for the device: a POST of an image or a bitstream."""
+    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _WORK
 
 
 class Rate:
@@ -142,11 +145,11 @@ class Admission:
             NotReady: what it does cannot be trusted.
         """
         if self.lost:
-            raise WorkerLost(self.lost, headers={"Retry-After": "1"})
+            raise WorkerLost(self.lost)
         if self.unfit:
             raise NotReady(self.unfit, headers={"Retry-After": "1"})
         if self.closed:
-            raise Draining("this server is being stopped; another takes its place", headers={"Retry-After": "1"})
+            raise Draining("this server is being stopped; another takes its place")
         with self._lock:
             if len(self._inside) >= self._max_items and self._pixels < self._max_pixels:
                 self._show_out()
@@ -226,7 +229,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in WORK:
+        if not asks_for_work(scope):
             await self.app(scope, receive, send)
             return
         record = Record.of(scope)

@@ -55,24 +55,16 @@ def as_problem(error: Exception) -> errors.Problem:
     if isinstance(error, errors.Problem):
         return error
     if isinstance(error, RequestValidationError):
-        return _invalid(error)
+        return errors.InvalidParameter.of((str(e["loc"][-1]), str(e["msg"])) for e in error.errors())
     if isinstance(error, HTTPException) and error.status_code in _FROM_FRAMEWORK:
         return _FROM_FRAMEWORK[error.status_code](error.detail, headers=error.headers)
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return errors.OutOfMemory("the server has not enough memory left for this request")
     if type(error) in FROM_MODEL:
-        kind = FROM_MODEL[type(error)]
-        return kind(str(error), headers={"Retry-After": "1"} if kind is errors.NoProcess else None)
+        return FROM_MODEL[type(error)](str(error))
     if (isinstance(error, OSError) and error.errno in _LIMITS) or str(error) in _NO_THREAD:
-        limit = "the machine gives no more threads or files; try again later"
-        return errors.NoProcess(limit, headers={"Retry-After": "1"})
+        return errors.NoProcess("the machine gives no more threads or files; try again later")
     return errors.InternalError("something went wrong here; the request_id leads the operator to it")
-
-
-def _invalid(error: RequestValidationError) -> errors.InvalidParameter:
-    reasons = [{"parameter": str(e["loc"][-1]), "reason": str(e["msg"])} for e in error.errors()]
-    detail = "; ".join(f"{e['parameter']}: {e['reason']}" for e in reasons)
-    return errors.InvalidParameter(detail, errors=reasons)
 
 
 def _forget_frames(problem: errors.Problem) -> None:

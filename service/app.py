@@ -27,7 +27,7 @@ from service.admission import Admission, Gate
 from service.connection import Connection
 from service.context import Context
 from service.cors import Cors, CrossSite
-from service.device import SLOWEST_RATE
+from service.device import SLOWEST_RATE, Device
 from service.farewell import Farewell
 from service.file_answer import FileAnswer
 from service.headers import SecurityHeaders
@@ -70,16 +70,22 @@ def create_app(settings: Settings) -> FastAPI:
     watchdog = Watchdog(settings.hang_seconds)
     admission = Admission(measured, max_items=settings.max_queue_items, max_pixels=settings.max_queue_pixels)
     pool = Pool(str(device), settings.memory_budget, measured, watchdog, sizes(settings.warm_up))
+    batches = Device(
+        measured,
+        admission.rate,
+        watchdog,
+        slowest_rate=SLOWEST_RATE[device.type],
+        max_batch_items=settings.max_batch_items,
+        max_batch_pixels=settings.max_batch_pixels or _BATCH_PIXELS[device.type],
+    )
     scheduler = Scheduler(
         pool,
         measured,
         admission,
         watchdog,
+        batches,
         workers=settings.workers,
         max_pixels=settings.max_pixels,
-        slowest_rate=SLOWEST_RATE[device.type],
-        max_batch_items=settings.max_batch_items,
-        max_batch_pixels=settings.max_batch_pixels or _BATCH_PIXELS[device.type],
         image_seconds=settings.image_seconds,
     )
     patience = settings.store_timeout_ms / 1000

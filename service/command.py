@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 import typer
@@ -20,6 +21,9 @@ from model import environment
 from model.stdio import open_what_is_closed
 from service import logs
 from service.settings import PREFIX, PROGRAM, SECRETS, Settings, option
+
+if TYPE_CHECKING:
+    from service.context import Context
 
 USAGE_ERROR = 2
 BACKLOG = 2048
@@ -59,12 +63,10 @@ def _serve(settings: Settings) -> int:
     from model.errors import UnknownModel
     from model.pixels import no_limit_of_pillow
     from service.app import create_app
-    from service.context import Context
     from service.priority import prefer_event_loop
     from service.protocol import Protocol
     from service.server import Server, end
 
-    log = structlog.get_logger()
     prefer_event_loop()
     no_limit_of_pillow()
     try:
@@ -81,26 +83,8 @@ def _serve(settings: Settings) -> int:
         reason = (error.strerror or str(error)).partition(" (while")[0]  # which repeats the address
         return _fail(f"cannot listen on {settings.host}:{settings.port}: {reason}", 1)
 
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{listener.getsockname()[1]}"
     here: Context = app.state.context
-    installed = [entry.name for entry in here.zoo.entries()]
-    for name in unknown_variables():
-        log.warning("unknown setting", variable=name)
-    with contextlib.suppress(OSError):  # one that may not be looked at is among the zoo's problems
-        if settings.model_dir is not None and not settings.model_dir.is_dir():
-            log.warning("there is no such folder of models", model_dir=str(settings.model_dir))
-    log.info(
-        "listening",
-        url=url,
-        device=here.pool.device,
-        default_model=here.default_entry.name,
-        models=installed,
-        store=here.store.url,
-    )
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\n  {url}  on {here.pool.device}\n  models: {', '.join(installed)}\n\n")
-
+    _announce(here, listener.getsockname()[1])
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -118,6 +102,30 @@ def _serve(settings: Settings) -> int:
     if not here.scheduler.closed:
         end(0)  # the device is at a long step that nobody waits for; an orderly exit would
     return 0
+
+
+def _announce(here: Context, port: int) -> None:
+    """Say where it listens and what it has, and what is odd about its settings."""
+    settings = here.settings
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{port}"
+    installed = [entry.name for entry in here.zoo.entries()]
+    log = structlog.get_logger()
+    for name in unknown_variables():
+        log.warning("unknown setting", variable=name)
+    with contextlib.suppress(OSError):  # one that may not be looked at is among the zoo's problems
+        if settings.model_dir is not None and not settings.model_dir.is_dir():
+            log.warning("there is no such folder of models", model_dir=str(settings.model_dir))
+    log.info(
+        "listening",
+        url=url,
+        device=here.pool.device,
+        default_model=here.default_entry.name,
+        models=installed,
+        store=here.store.url,
+    )
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\n  {url}  on {here.pool.device}\n  models: {', '.join(installed)}\n\n")
 
 
 def _all_descriptors() -> None:

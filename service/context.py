@@ -45,8 +45,8 @@ class Context:
     quota: Quota | None
     store: Store
     reconstructions: Reconstructions
-    keys: Keys | None = None
-    signing: SigningKeys | None = None
+    keys: Keys | None
+    signing: SigningKeys | None
 
 
 async def _context(request: Request) -> Context:  # not on a thread, which would take longer than all else

@@ -166,7 +166,7 @@ class Device:
 
     def give_up(self, reason: str) -> None:
         """Tell all who wait for the device that it is lost, those whose batch hangs on it included."""
-        error = WorkerLost(reason, headers={"Retry-After": "1"})
+        error = WorkerLost(reason)
         self._queue.close(error)
         for item in self._running:
             item.finish(error)

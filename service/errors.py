@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 MEDIA_TYPE = "application/problem+json"
@@ -26,10 +26,13 @@ class Problem(Exception):
     status: ClassVar[int]
     code: ClassVar[str]
     rejects: ClassVar[bool] = False  # a limit said no: counted in tcm_requests_rejected_total
+    retry_after: ClassVar[int | None] = None  # seconds, where nothing better is known
 
     def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None, **members: object) -> None:
         super().__init__(detail)
         self.detail, self.headers, self.members = detail, dict(headers or {}), members
+        if self.retry_after is not None:
+            self.headers.setdefault("Retry-After", str(self.retry_after))
 
     @classmethod
     @functools.cache
@@ -277,6 +280,13 @@ class InvalidParameter(Problem):
 
     status, code = 422, "invalid-parameter"
 
+    @classmethod
+    def of(cls, wrong: Iterable[tuple[str, str]], hint: str = "") -> InvalidParameter:
+        """Of parameters and what is wrong with each."""
+        wrong = list(wrong)
+        detail = "; ".join([*(f"{name}: {reason}" for name, reason in wrong), *filter(None, [hint])])
+        return cls(detail, errors=[{"parameter": name, "reason": reason} for name, reason in wrong])
+
 
 class CorruptImage(Problem):
     """The image file is damaged or truncated."""
@@ -353,7 +363,7 @@ class StoreUnavailable(Problem):
     since the same bytes are the same bitstream.
     """
 
-    status, code, rejects = 503, "store-unavailable", True
+    status, code, rejects, retry_after = 503, "store-unavailable", True, 5
 
 
 class OutOfMemory(Problem):
@@ -362,7 +372,7 @@ class OutOfMemory(Problem):
     Try again later, or send a smaller image.
     """
 
-    status, code, rejects = 503, "out-of-memory", True
+    status, code, rejects, retry_after = 503, "out-of-memory", True, 1
 
 
 class NoProcess(Problem):
@@ -371,7 +381,7 @@ class NoProcess(Problem):
     It is short of memory, or has too many open connections or processes. Try again after the time in `Retry-After`.
     """
 
-    status, code, rejects = 503, "no-process", True
+    status, code, rejects, retry_after = 503, "no-process", True, 1
 
 
 class ModelUnavailable(Problem):
@@ -399,7 +409,7 @@ class Saturated(Problem):
     clients have not read. `Retry-After` says when to try again: of the queue, as fast as the device has been of late.
     """
 
-    status, code, rejects = 503, "saturated", True
+    status, code, rejects, retry_after = 503, "saturated", True, 1
 
 
 class Draining(Problem):
@@ -408,7 +418,7 @@ class Draining(Problem):
     It finishes what it has begun and takes nothing new. Send the request again: another replica answers it.
     """
 
-    status, code, rejects = 503, "draining", True
+    status, code, rejects, retry_after = 503, "draining", True, 1
 
 
 class WorkerLost(Problem):
@@ -417,7 +427,7 @@ class WorkerLost(Problem):
     The process ends, and is replaced if it is supervised. Send the request again: another replica answers it.
     """
 
-    status, code, rejects = 503, "worker-lost", True
+    status, code, rejects, retry_after = 503, "worker-lost", True, 1
 
 
 class DeadlineExceeded(Problem):

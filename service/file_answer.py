@@ -38,10 +38,7 @@ class FileAnswer(Response):
         others = Connection.unread + FileAnswer.waiting
         if size and others and others + size > context.settings.max_unread_bytes:
             self.body = b""
-            raise Saturated(
-                f"{others} bytes of answers wait for their clients to read them; try again in 1 s",
-                headers={"Retry-After": "1"},
-            )
+            raise Saturated(f"{others} bytes of answers wait for their clients to read them; try again in 1 s")
         FileAnswer.waiting += size
         try:
             await super().__call__(scope, receive, send)

@@ -192,6 +192,10 @@ class Protocol(Connection):
             app: Any = self.config.app
             context: Context = app.state.context
             context.metrics.requests.labels(UNMATCHED, "other", problem.status).inc()
+        self._write(problem, request_id)
+
+    def _write(self, problem: Problem, request_id: str) -> None:
+        """The last answer of this connection."""
         body = problem.document(request_id)
         headers = {
             "Content-Type": MEDIA_TYPE,

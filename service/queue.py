@@ -95,7 +95,10 @@ class Queue:
             self._refuse(item)
 
     def take(self) -> list[Item] | None:
-        """Wait for an item; the oldest and those behind it that can share its batch. None once the queue is closed."""
+        """Wait for an item; the oldest and those behind it that can share its batch. None once the queue is closed.
+
+        Empty where nobody waits for any of them any more.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from starlette.types import Scope
 
-from service.admission import WORK
+from service.admission import asks_for_work
 from service.errors import QuotaExceeded
 from service.identity import Record
 
@@ -34,7 +34,7 @@ class Quota:
         Raises:
             QuotaExceeded: its caller has none left; the problem says when there will be one again.
         """
-        if scope["method"] != "POST" or scope["path"] not in WORK:
+        if not asks_for_work(scope):
             return
         who = caller(scope)
         now = time.monotonic()

@@ -17,19 +17,8 @@ from service.store.store import Store
 
 _BITSTREAMS = 8
 """One part in so many of the memory is for bitstreams, which are about that much smaller than their pictures."""
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A stored bitstream, read and checked."""
-
-    container: Container
-
-    @property
-    def memory(self) -> int:
-        """Bytes, metadata inflated: a file of a few kilobytes may hold megabytes of them."""
-        c = self.container
-        return sum(len(part) for part in (c.payload, c.alpha, c.icc, c.exif, c.xmp) if part is not None)
+_OVERHEAD = 1024
+"""About the bytes that anything kept takes beside its content: those of tiny pictures are most of it."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +35,15 @@ class Reconstruction:
     digest: bytes
     model: str
 
-    @property
-    def memory(self) -> int:
-        """Bytes."""
-        return len(self.data)
+
+def _of_bitstream(container: Container) -> int:
+    """Bytes, metadata inflated: a file of a few kilobytes may hold megabytes of them."""
+    c = container
+    return _OVERHEAD + sum(len(part) for part in (c.payload, c.alpha, c.icc, c.exif, c.xmp) if part is not None)
+
+
+def _of_image(image: Reconstruction) -> int:
+    return _OVERHEAD + len(image.data)
 
 
 class Reconstructions:
@@ -65,8 +59,8 @@ class Reconstructions:
 
     def __init__(self, store: Store, scheduler: Scheduler, zoo: Zoo, metrics: Metrics, max_bytes: int) -> None:
         self._store, self._scheduler, self._zoo, self._metrics = store, scheduler, zoo, metrics
-        self._opened: SharedCache[Opened] = SharedCache(max_bytes // _BITSTREAMS)
-        self._images: SharedCache[Reconstruction] = SharedCache(max_bytes - max_bytes // _BITSTREAMS)
+        self._opened: SharedCache[Container] = SharedCache(max_bytes // _BITSTREAMS, _of_bitstream)
+        self._images: SharedCache[Reconstruction] = SharedCache(max_bytes - max_bytes // _BITSTREAMS, _of_image)
         metrics.reconstruction_cache.set_function(lambda: self._opened.memory + self._images.memory)
 
     async def open(self, digest: str, stages: Stages) -> Container:
@@ -77,13 +71,13 @@ class Reconstructions:
             ModelError: as `Scheduler.inspect` does, where the server's limits have changed.
         """
 
-        async def make() -> Opened:
+        async def make() -> Container:
             with stages("store"):
                 data = await self._store.get(digest)
-            return Opened(await self._scheduler.inspect(data, stages=stages))
+            return await self._scheduler.inspect(data, stages=stages)
 
-        opened, _ = await self._opened.get(digest, make)
-        return opened.container
+        container, _ = await self._opened.get(digest, make)
+        return container
 
     async def image(
         self, digest: str, container: Container, wanted: ImageFormat, stages: Stages

@@ -67,12 +67,10 @@ class Scheduler:
         metrics: where stages and the queue are measured.
         admission: who is let in.
         watchdog: notices work that hangs.
+        device: that works on batches.
         workers: threads that read images, as many that take bitstreams apart, as many that write files, and half as
             many that write those of formats that take long.
         max_pixels: the second gate for size.
-        slowest_rate: see `Device`.
-        max_batch_items: that go through the device together.
-        max_batch_pixels: of those items, padding included.
         image_seconds: of processor time for one image file.
 
     Attributes:
@@ -85,12 +83,10 @@ class Scheduler:
         metrics: Metrics,
         admission: Admission,
         watchdog: Watchdog,
+        device: Device,
         *,
         workers: int,
         max_pixels: int,
-        slowest_rate: float,
-        max_batch_items: int,
-        max_batch_pixels: int,
         image_seconds: float,
     ) -> None:
         self.admission, self.closed = admission, False
@@ -99,14 +95,7 @@ class Scheduler:
         self._images_in = ThreadPoolExecutor(workers, "images-in", give_way)
         self._bitstreams_in = ThreadPoolExecutor(workers, "bitstreams-in", give_way)  # quick, however slow images are
         self._images = Sandbox(max_pixels, image_seconds)
-        self._device = Device(
-            metrics,
-            admission.rate,
-            watchdog,
-            slowest_rate=slowest_rate,
-            max_batch_items=max_batch_items,
-            max_batch_pixels=max_batch_pixels,
-        )
+        self._device = device
         self._files_out = ThreadPoolExecutor(workers, "files-out", give_way)
         # begun, they cannot be ended: whoever asks for many of these and leaves keeps nobody else waiting
         self._slow_out = ThreadPoolExecutor(max(1, workers // 2), "slow-files-out", give_way)

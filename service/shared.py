@@ -6,20 +6,11 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from service.lifetime import detached
 
-
-class Sized(Protocol):
-    """What takes memory."""
-
-    @property
-    def memory(self) -> int:
-        """Bytes."""
-
-
-V = TypeVar("V", bound=Sized)
+V = TypeVar("V")
 
 
 @dataclass
@@ -33,14 +24,15 @@ class SharedCache(Generic[V]):
 
     Args:
         max_bytes: of the values that are kept; larger ones are made and not kept.
+        size: bytes that a value takes.
 
     Attributes:
         memory: of all that are kept, in bytes.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, size: Callable[[V], int]) -> None:
         self.memory = 0
-        self._max_bytes = max_bytes
+        self._max_bytes, self._size = max_bytes, size
         self._kept: OrderedDict[Any, V] = OrderedDict()  # the least recently used first
         self._flights: dict[Any, _Flight[V]] = {}
 
@@ -92,12 +84,12 @@ class SharedCache(Generic[V]):
             del self._flights[key]
 
     def _keep(self, key: Any, value: V) -> None:
-        if value.memory > self._max_bytes:
+        if self._size(value) > self._max_bytes:
             return
         self._kept[key] = value
-        self.memory += value.memory
+        self.memory += self._size(value)
         while self.memory > self._max_bytes:
             self._forget(next(iter(self._kept)))
 
     def _forget(self, key: Any) -> None:
-        self.memory -= self._kept.pop(key).memory
+        self.memory -= self._size(self._kept.pop(key))

@@ -48,7 +48,7 @@ class Watchdog:
 
     @contextmanager
     def watch(self, what: str, more_seconds: float = 0) -> Iterator[Watch]:
-        """Watch a block."""
+        """Watch a block, which may take `more_seconds` longer than `hang_seconds`."""
         watch = Watch(what, self._hang_seconds + more_seconds)
         with self._lock:
             self._watches.add(watch)

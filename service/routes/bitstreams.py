@@ -19,9 +19,10 @@ from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
 from service.routes.common import (
-    ADMISSION,
+    CODED,
     ENCODING,
     READING,
+    SENT,
     Metadata,
     ModelName,
     Quality,
@@ -79,24 +80,16 @@ _STORED: dict[int | str, dict[str, Any]] = {
     dependencies=[auth.ENCODE, ENCODING],
     response_model=Stored,
     responses=openapi.problems(
-        *auth.PROBLEMS,
+        *SENT,
+        *CODED,
         *STORE_PROBLEMS,
-        *ADMISSION,
-        errors.CrossOriginRefused,
-        errors.EmptyBody,
-        errors.BadForm,
         errors.AmbiguousModel,
         errors.UnknownModel,
         errors.IncompatibleModel,
-        errors.UnsupportedMediaType,
         errors.UnsupportedImage,
         errors.UnsupportedBitstream,
         errors.CorruptImage,
         errors.CorruptBitstream,
-        errors.TooManyPixels,
-        errors.OutOfMemory,
-        errors.NoProcess,
-        errors.ModelUnavailable,
     )
     | _STORED,
     openapi_extra=openapi.body(f"An image file, or a .tcm bitstream. {_EXAMPLE}", "image/*", MEDIA_TYPE),
@@ -119,7 +112,10 @@ async def keep(
         lifetime.ends_with_client()
         if upload.data.startswith(MAGIC) or request.headers.get("content-type", "").lower().startswith(MEDIA_TYPE):
             if model is not None or quality is not None:
-                raise _superfluous("model" if model is not None else "quality")
+                superfluous = "model" if model is not None else "quality"
+                raise errors.InvalidParameter.of(
+                    [(superfluous, "a ready bitstream says its model itself: leave this out")]
+                )
             container = await here.scheduler.inspect(upload.data, stages=stages)
             entry = here.zoo.by_fingerprint(container.fingerprint, container.model)
             data, width, height = upload.data, container.width, container.height
@@ -151,11 +147,6 @@ async def keep(
             "Server-Timing": server_timing(stages),
         },
     )
-
-
-def _superfluous(parameter: str) -> errors.InvalidParameter:
-    reason = "a ready bitstream says its model itself: leave this out"
-    return errors.InvalidParameter(f"{parameter}: {reason}", errors=[{"parameter": parameter, "reason": reason}])
 
 
 CACHE_CONTROL = openapi.header("For ever, or as long as it lives.", "public, max-age=31536000, immutable")

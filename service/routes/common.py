@@ -11,18 +11,9 @@ from fastapi import Depends, Header, Query
 from starlette.requests import Request
 
 from model.zoo import ZooEntry
-from service import openapi
+from service import auth, errors, openapi
 from service.context import Context
-from service.errors import (
-    AmbiguousModel,
-    Draining,
-    InvalidParameter,
-    NotReady,
-    QuotaExceeded,
-    RequestTimeout,
-    Saturated,
-    WorkerLost,
-)
+from service.errors import AmbiguousModel, InvalidParameter
 from service.negotiation import FORMATS
 
 ModelName = Annotated[str | None, Query(description="Name of a model from /v1/models.", examples=["tcm-xs-mse-0.013"])]
@@ -48,8 +39,20 @@ Accept = Annotated[
 IMAGES: dict[str, Any] = {f.media_type: {"schema": openapi.BINARY} for f in FORMATS}
 """What a route answers that gives an image, for its description."""
 
-ADMISSION = (RequestTimeout, QuotaExceeded, Saturated, Draining, WorkerLost, NotReady)
-"""What a route that asks for work can answer before it has looked at the request, or read all of it."""
+BUSY = (errors.Saturated, errors.Draining, errors.WorkerLost, errors.NotReady)
+"""What a route that needs the device can answer before it has looked at the request."""
+SENT = (
+    *auth.PROBLEMS,
+    *(errors.CrossOriginRefused, errors.EmptyBody, errors.BadForm, errors.UnsupportedMediaType),
+    *(errors.RequestTimeout, errors.QuotaExceeded),
+)
+"""What a route that is sent a file can answer, whatever the file is."""
+CODED = (
+    *(errors.TooManyPixels, errors.OutOfMemory, errors.NoProcess, errors.ModelUnavailable),
+    *(errors.DeadlineExceeded, errors.InvalidParameter),
+    *BUSY,
+)
+"""What a route that codes an image can answer."""
 
 
 _MOST, _LONGEST = 10, 100  # names, and their characters, that an answer repeats
@@ -65,13 +68,8 @@ def known(*names: str) -> Any:
         given = Counter(name for name, _ in request.query_params.multi_items())
         wrong = {name[:_LONGEST]: "there is no such parameter" for name in given if name not in names}
         wrong |= {name[:_LONGEST]: "it is given more than once" for name, times in given.items() if times > 1}
-        wrong = dict(islice(wrong.items(), _MOST))
         if wrong:
-            listed = f"known are {', '.join(names)}"
-            raise InvalidParameter(
-                "; ".join(f"{name}: {reason}" for name, reason in wrong.items()) + f"; {listed}",
-                errors=[{"parameter": name, "reason": reason} for name, reason in wrong.items()],
-            )
+            raise InvalidParameter.of(islice(wrong.items(), _MOST), f"known are {', '.join(names)}")
 
     return Depends(check)
 
@@ -91,10 +89,7 @@ async def _reading(request: Request) -> None:
     wrong = {name: f"it is not taken here: {why}" for name, why in _ELSEWHERE.items() if name in given}
     wrong |= {name: "it is given more than once" for name in _OF_READING if given[name] > 1}
     if wrong:
-        raise InvalidParameter(
-            "; ".join(f"{name}: {reason}" for name, reason in wrong.items()),
-            errors=[{"parameter": name, "reason": reason} for name, reason in wrong.items()],
-        )
+        raise InvalidParameter.of(wrong.items())
 
 
 READING = Depends(_reading)

@@ -12,29 +12,19 @@ from service.context import Here
 from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
-from service.routes.common import ADMISSION, IMAGES, Accept, TimeoutMs, known, seconds, server_timing
+from service.routes.common import CODED, IMAGES, SENT, Accept, TimeoutMs, known, seconds, server_timing
 from service.upload import disposition, read_upload
 
 router = APIRouter(tags=["codec"])
 
 _EXAMPLE = "`curl --data-binary @photo.tcm …/v1/decode -o photo.png`"
 _RESPONSES = openapi.problems(
-    *auth.PROBLEMS,
-    errors.CrossOriginRefused,
-    errors.EmptyBody,
-    errors.BadForm,
+    *SENT,
+    *CODED,
     errors.NotAcceptable,
     errors.IncompatibleModel,
-    errors.UnsupportedMediaType,
     errors.UnsupportedBitstream,
     errors.CorruptBitstream,
-    errors.TooManyPixels,
-    errors.InvalidParameter,
-    errors.OutOfMemory,
-    errors.NoProcess,
-    errors.ModelUnavailable,
-    errors.DeadlineExceeded,
-    *ADMISSION,
 ) | {
     200: {
         "description": "The image, in the format that `Accept` prefers.",

@@ -13,8 +13,9 @@ from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
 from service.routes.common import (
-    ADMISSION,
+    CODED,
     ENCODING,
+    SENT,
     Metadata,
     ModelName,
     Quality,
@@ -29,22 +30,12 @@ router = APIRouter(tags=["codec"])
 
 _EXAMPLE = "`curl --data-binary @photo.png -H 'Content-Type: image/png' …/v1/encode -o photo.tcm`"
 _RESPONSES = openapi.problems(
-    *auth.PROBLEMS,
-    errors.CrossOriginRefused,
-    errors.EmptyBody,
-    errors.BadForm,
+    *SENT,
+    *CODED,
     errors.AmbiguousModel,
     errors.UnknownModel,
-    errors.UnsupportedMediaType,
     errors.UnsupportedImage,
     errors.CorruptImage,
-    errors.TooManyPixels,
-    errors.InvalidParameter,
-    errors.OutOfMemory,
-    errors.NoProcess,
-    errors.ModelUnavailable,
-    errors.DeadlineExceeded,
-    *ADMISSION,
 ) | {
     200: {
         "description": "The bitstream.",

@@ -15,7 +15,7 @@ from service.file_answer import FileAnswer
 from service.identity import Record
 from service.lifetime import Lifetime
 from service.routes.bitstreams import CACHE_CONTROL, PATH, STORE_PROBLEMS, Id, IfMatch, IfNoneMatch, digest_header
-from service.routes.common import IMAGES, READING, Accept, TimeoutMs, seconds, server_timing
+from service.routes.common import CODED, IMAGES, READING, Accept, TimeoutMs, seconds, server_timing
 from service.upload import disposition
 
 router = APIRouter(tags=["bitstreams"])
@@ -49,20 +49,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     responses=openapi.problems(
         *access.PROBLEMS,
         *STORE_PROBLEMS,
-        errors.Saturated,
-        errors.Draining,
-        errors.WorkerLost,
-        errors.NotReady,
+        *CODED,
         errors.BitstreamNotFound,
         errors.PreconditionFailed,
         errors.DamagedBitstream,
         errors.NotAcceptable,
         errors.IncompatibleModel,
         errors.CorruptBitstream,
-        errors.TooManyPixels,
-        errors.OutOfMemory,
-        errors.NoProcess,
-        errors.ModelUnavailable,
     )
     | _RESPONSES,
 )

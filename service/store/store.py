@@ -22,8 +22,6 @@ CALLS = 32
 """At a time. A medium that hangs takes so many threads, and no more."""
 MOST_WRITES = 64
 """Begun or waiting. Each has its bytes in memory, and no place among the requests any more."""
-RETRY_AFTER = 5
-"""Seconds that a client is told to wait when the medium fails."""
 
 
 class Store:
@@ -138,7 +136,7 @@ class Store:
         self._open()
         if self._writing >= MOST_WRITES:
             self._metrics.store_failures.labels("write", "full").inc()
-            raise _unavailable(f"has {self._writing} bitstreams to write")
+            raise StoreUnavailable(f"the medium has {self._writing} bitstreams to write; try again later")
 
     def _open(self) -> Medium:
         if self._medium is None:
@@ -155,10 +153,6 @@ class Store:
             self._metrics.store_failures.labels(op, reason).inc()
             log.error("store failed", op=op, reason=reason, error=str(error), store=self.url)
             told = "does not answer" if reason == "timeout" else "fails"
-            raise _unavailable(told) from error
+            raise StoreUnavailable(f"the medium {told}; try again later") from error
         finally:
             self._metrics.store_duration.labels(op).observe(time.perf_counter() - start)
-
-
-def _unavailable(told: str) -> StoreUnavailable:
-    return StoreUnavailable(f"the medium {told}; try again later", headers={"Retry-After": str(RETRY_AFTER)})

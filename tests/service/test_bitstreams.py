@@ -253,6 +253,15 @@ def test_headers_of_blanks_cost_nothing(server: Server, kept: str, name: str, te
         assert answer.status_code in (200, 406, 412)
 
 
+def test_tiny_pictures_count_for_what_keeping_them_takes(server: Server) -> None:
+    """Their bytes are a seventh of it: the bound would have been passed several times over."""
+    before = server.metric("tcm_reconstruction_cache_bytes")
+    dot = image_file(Image.new("RGB", (1, 1), (11, 97, 181)))
+    address = server.client.post("/v1/bitstreams", content=dot).headers["location"]
+    assert server.client.get(f"{address}/image").status_code == 200
+    assert server.metric("tcm_reconstruction_cache_bytes") - before > 2048  # of the bitstream and of its picture
+
+
 def test_asking_again_decodes_nothing(server: Server, bitstream: bytes) -> None:
     address = fresh(server, bitstream, b"again")
     before, cached = stages(server), server.metric("tcm_reconstructions_total", source="cache")

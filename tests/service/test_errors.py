@@ -14,6 +14,7 @@ from PIL import Image
 
 from model import Codec, Zoo
 from model.container import read_container, write_container
+from model.errors import DeviceLost, NoProcess, OutOfMemory
 from service.answers import as_problem
 from service.errors import PROBLEMS
 from tests.service.conftest import Server, assert_problem, image_file
@@ -259,6 +260,12 @@ def test_bytes_that_are_no_http(server: Server) -> None:
         assert head.startswith("HTTP/1.1 400")
         assert "application/problem+json" in head
         assert '"malformed-request"' in body
+
+
+@pytest.mark.parametrize("error", [DeviceLost("gone"), OutOfMemory("full"), NoProcess("none")])
+def test_who_may_try_again_is_told_when(error: Exception) -> None:
+    """Of a lost device, those in its batch were not, and those behind them were."""
+    assert as_problem(error).headers["Retry-After"] == "1"
 
 
 def test_every_problem_is_documented(server: Server) -> None:

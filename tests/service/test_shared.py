@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import pytest
 
@@ -17,6 +18,9 @@ from service.shared import SharedCache
 class Value:
     name: str
     memory: int = 1
+
+
+SIZE = attrgetter("memory")
 
 
 @dataclass
@@ -55,7 +59,7 @@ async def turns() -> None:
 
 def test_the_first_may_leave() -> None:
     async def test() -> None:
-        cache, maker = SharedCache[Value](10), Maker()
+        cache, maker = SharedCache[Value](10, SIZE), Maker()
         asked = [asyncio.create_task(cache.get("a", maker.of("a"))) for _ in range(3)]
         await turns()
         asked[0].cancel()
@@ -70,7 +74,7 @@ def test_the_first_may_leave() -> None:
 
 def test_it_ends_with_the_last() -> None:
     async def test() -> None:
-        cache, maker = SharedCache[Value](10), Maker()
+        cache, maker = SharedCache[Value](10, SIZE), Maker()
         asked = [asyncio.create_task(cache.get("a", maker.of("a"))) for _ in range(2)]
         await turns()
         for task in asked:
@@ -86,7 +90,7 @@ def test_it_ends_with_the_last() -> None:
 
 def test_the_end_of_the_first_is_nobody_else_s() -> None:
     async def test() -> None:
-        cache, maker = SharedCache[Value](10), Maker()
+        cache, maker = SharedCache[Value](10, SIZE), Maker()
         maker.go.set()
         lifetime._deadline.set(1.0)  # as of a request that ended long ago
         await cache.get("a", maker.of("a"))
@@ -98,7 +102,7 @@ def test_the_end_of_the_first_is_nobody_else_s() -> None:
 
 def test_an_error_goes_to_all_and_is_not_kept() -> None:
     async def test() -> None:
-        cache, maker = SharedCache[Value](10), Maker()
+        cache, maker = SharedCache[Value](10, SIZE), Maker()
         asked = [asyncio.create_task(cache.get("a", maker.of("a", error=ValueError("no")))) for _ in range(2)]
         await turns()
         maker.go.set()
@@ -113,7 +117,7 @@ def test_an_error_goes_to_all_and_is_not_kept() -> None:
 def test_memory_is_bounded() -> None:
     async def test() -> None:
         kept: list[int] = []
-        cache, maker = SharedCache[Value](10), Maker()
+        cache, maker = SharedCache[Value](10, SIZE), Maker()
         maker.go.set()
         for name, memory in (("a", 4), ("b", 4), ("a", 4), ("c", 4), ("huge", 11)):
             await cache.get(name, maker.of(name, memory))
@@ -121,7 +125,7 @@ def test_memory_is_bounded() -> None:
         assert kept == [4, 8, 8, 8, 8]
         for name, source in (("a", "cache"), ("c", "cache"), ("huge", "made"), ("b", "made")):
             assert (await cache.get(name, maker.of(name, 4)))[1] == source
-        nothing = SharedCache[Value](0)
+        nothing = SharedCache[Value](0, SIZE)
         for _ in range(2):
             assert (await nothing.get("a", maker.of("a")))[1] == "made"
 
@@ -130,7 +134,7 @@ def test_memory_is_bounded() -> None:
 
 def test_what_is_dropped_while_it_is_made_is_not_kept() -> None:
     async def test() -> None:
-        cache, maker = SharedCache[Value](10), Maker()
+        cache, maker = SharedCache[Value](10, SIZE), Maker()
         early = asyncio.create_task(cache.get("a", maker.of("early")))
         await turns()
         cache.drop(lambda key: key == "a")
@@ -149,7 +153,7 @@ def test_what_nobody_asks_for_again_is_not_kept_either() -> None:
     """Found by breaking the code: a picture deleted during its decode must not stay."""
 
     async def test() -> None:
-        cache, maker = SharedCache[Value](10), Maker()
+        cache, maker = SharedCache[Value](10, SIZE), Maker()
         early = asyncio.create_task(cache.get("a", maker.of("early")))
         await turns()
         cache.drop(lambda key: key == "a")
