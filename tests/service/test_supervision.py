@@ -217,6 +217,20 @@ def test_what_nginx_answers_itself_is_a_problem_with_the_services_headers(tmp_pa
 
 
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+def test_a_replica_that_stands_still_holds_up_nothing_that_is_no_work(tmp_path: Path, tiny_file: Path) -> None:
+    """Stopped, or on a machine that swaps: it kept whoever asked for a page as long as work may take."""
+    settings = f"--device cpu --model-dir {tiny_file.parent} --default-model tcm-tiny-mse-0.01 --preload none"
+    with replicas(2, settings.split()) as two, nginx([replica.port for replica in two], tmp_path) as url:
+        two[0].process.send_signal(signal.SIGSTOP)
+        try:
+            for path in ("/v1/models", "/"):  # they are asked in turn
+                assert httpx.get(url + path, timeout=20).status_code == 200
+        finally:
+            two[0].process.send_signal(signal.SIGCONT)
+    assert any("," in str(entry["replica"]) for entry in proxied(tmp_path))  # one asked the other
+
+
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 def test_one_address_cannot_take_all_of_nginx(tmp_path: Path) -> None:
     """Bodies that are sent slowly lie in its memory: 64 at a time of one address, and nobody else is kept out."""
     with nginx([free_port()], tmp_path) as url:
