@@ -106,8 +106,11 @@ def wait_for(some: Sequence[Replica], seconds: float = 400) -> None:
 
 
 @contextmanager
-def nginx(ports: Sequence[int], folder: Path) -> Iterator[str]:
-    """The address of docker/nginx/nginx.conf in front of services on these ports of this machine."""
+def nginx(ports: Sequence[int], folder: Path, *, proxied: bool = False) -> Iterator[str]:
+    """The address of docker/nginx/nginx.conf in front of services on these ports of this machine.
+
+    With `proxied` it believes this machine's X-Forwarded-For, as its comment says.
+    """
     assert NGINX
     folder.chmod(0o755)  # its workers are another user's
     port = free_port()
@@ -116,6 +119,8 @@ def nginx(ports: Sequence[int], folder: Path) -> Iterator[str]:
     text = re.sub(r"(\s*server tcm-\d+:8000 [^;]*;)+", "\n" + servers, text)
     text = text.replace("listen 8080;", f"listen 127.0.0.1:{port};").replace("/tmp/", f"{folder}/")
     text = text.replace("access_log /dev/stdout", f"access_log {folder}/access.log")
+    if proxied:
+        text = text.replace("#   set_real_ip_from ADDRESS_OR_NETWORK;", "set_real_ip_from 127.0.0.1;")
     assert servers in text
     configuration = folder / "nginx.conf"
     configuration.write_text(text)

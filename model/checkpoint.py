@@ -10,6 +10,7 @@ import safetensors
 import torch
 from numpy.typing import NDArray
 
+from model.devices import tells_of_memory
 from model.differences import read_tensors
 from model.errors import CheckpointMismatch, CheckpointUnreadable
 from model.info import ModelInfo, read_info
@@ -94,6 +95,8 @@ def load(path: Path) -> Weights:
         tables = Tables(*(_numbers(tensors[TABLES + part]) for part in ("cdf", "start", "low")))
         tables.check()
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        if tells_of_memory(error):
+            raise
         raise CheckpointUnreadable(f"{path}: damaged or not a weights file ({error})") from None
     net = fill(tensors)
     if net.config != info.config or len(tables) != net.config.hyper_channels:

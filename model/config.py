@@ -82,7 +82,7 @@ class TCMConfig:
 
     @property
     def least_parameters(self) -> int:
-        """That such a network has at the very least, about half of what it has."""
+        """No such network has fewer; most have about twice as many."""
         width, inside, (inner, narrow) = 2 * self.N, self.attention_width, self.slice_widths
         strided = 9 * (3 * width + 2 * width * width + width * (self.M + self.hyper_channels))
         mixed = 9 * self.depth * 38 * self.N**2  # in nine stages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -111,7 +112,8 @@ _FULL = (
 def tells_of_memory(error: Exception) -> bool:
     """Whether it says that there was not enough."""
     said = isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
-    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return said or of_system or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 @contextmanager
@@ -126,10 +128,10 @@ def memory_errors(
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if tells_of_memory(error):
             raise OutOfMemory(f"{device} has not enough memory left for this: {advice}") from error
-        if not _answers(device):
+        if not (isinstance(error, OSError) or _answers(device)):
             raise DeviceLost(f"{device} does nothing any more: {error}") from error
         raise
 

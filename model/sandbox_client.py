@@ -148,7 +148,7 @@ class Process:
         line = self._child.stdout.readline(1 << 16)
         if not line.endswith(b"\n"):
             raise Ended(self._signal())
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             if isinstance(answer := json.loads(line), dict):
                 return answer
         raise Ended(0)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from model.config import TCMConfig
+from model.devices import tells_of_memory
 from model.differences import read_tensors
 from model.errors import CheckpointMismatch, CheckpointUnreadable, reason
 from model.info import info_of
@@ -62,9 +63,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than tensors, and reading it could run code; nothing but tensors is read. "
             "Save its `state_dict` alone and import that."
         ) from None
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - unpickling damaged bytes raises anything
+    except Exception as error:  # unpickling damaged bytes raises anything
+        if tells_of_memory(error):
+            raise
         raise CheckpointUnreadable(f"{path}: damaged or not a checkpoint ({reason(error)})") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

@@ -110,14 +110,23 @@ def read(path: Path) -> list[Key]:
         ValueError: it is no file of keys, or two entries share an id.
     """
     try:
-        keys = _File.model_validate_json(path.read_bytes()).keys
+        data = path.read_bytes()
+        keys = _File.model_validate_json(data).keys
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{path} is no file of keys: {f'{where}: ' if where else ''}{first['msg']}") from None
     if len({key.id for key in keys}) < len(keys):
         raise ValueError(f"{path} has two keys with one id")
+    json.loads(data, object_pairs_hook=lambda pairs: _each_once(path, [name for name, _ in pairs]))
     return keys
+
+
+def _each_once(path: Path, names: list[str]) -> None:
+    """Or the last would win, and a list of keys before it be gone without a word."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{path} is no file of keys: {name!r} is given twice")
 
 
 @contextlib.contextmanager
@@ -174,7 +183,7 @@ class Keys:
     def __init__(self, path: Path, metrics: Metrics) -> None:
         self._path, self._metrics = path, metrics
         self._threads = Threads(_LOOKS, PATIENCE)
-        self._stamp: tuple[int, int, int] | None = _stamp(path)
+        self._stamp: tuple[int, ...] | None = _stamp(path)
         self._take(read(path))
 
     def find(self, presented: str) -> Key | None:
@@ -224,8 +233,9 @@ class Keys:
         self._metrics.keys_healthy.set(healthy)
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes with the file: its ctime too where its size and its mtime do not, as with `chmod` or `cp -p`."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{path} is no file")  # reading a pipe may never end
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size

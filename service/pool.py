@@ -21,9 +21,7 @@ from service.watchdog import Watchdog
 
 log = structlog.get_logger()
 
-_BYTES_A_PARAMETER = (
-    10  # at most about: weights in float32, and what is made of them, for convolutions by fewer products
-)
+_BYTES_A_PARAMETER = 7  # about, of a model to come; what it really takes is counted when it is there
 _ON_A_CPU = ((128, 128),)  # nothing depends on the size there, but loops are compiled when first called
 _SLOWEST_DISK = 1e6  # bytes a second
 

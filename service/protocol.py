@@ -174,13 +174,13 @@ class Protocol(Connection):
         if self.transport.is_closing() or self._deaf:
             return
         if cycle and cycle.response_complete and cycle.more_body:
-            self.transport.close()  # the rest of a body whose request has had its answer
+            self._cut(problem)  # the rest of a body whose request has had its answer
             return
         if self.pipeline or (under_way and not cycle.more_body):
             self._hear_no_more(problem)
             return
         if under_way and cycle.response_started:
-            self.transport.close()  # its answer did not wait for the body that is wrong
+            self._cut(problem)  # its answer did not wait for the body that is wrong
             return
         if under_way:  # what is wrong is this request's own body: its handler is told that nobody waits for it
             cycle.disconnected = True
@@ -206,6 +206,11 @@ class Protocol(Connection):
         lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in (headers | DEFAULTS).items()]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        self.transport.close()
+
+    def _cut(self, problem: Problem) -> None:
+        """Close without a word: an answer is out, or on its way."""
+        log.info("connection cut", reason=problem.detail)
         self.transport.close()
 
     def _hear_no_more(self, problem: Problem) -> None:

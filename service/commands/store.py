@@ -96,9 +96,8 @@ def ls(
             count, size = count + 1, size + meta.size
             left = None if seconds is None else meta.stored + seconds - time.time()
             lives = "for ever" if left is None else f"{durations.show(left)} more" if left > 0 else "no more"
-            table.add_row(
-                meta.id, f"{meta.size:,}", f"{datetime.fromtimestamp(meta.stored, UTC):%Y-%m-%d %H:%M}", lives
-            )
+            stored = (_moment(meta.stored) or "?").replace("T", " ")[: len("2026-01-01 00:00")]
+            table.add_row(meta.id, f"{meta.size:,}", stored, lives)
         stdout.print(table)
         stderr.print(f"{_count(count)}, {decimal(size)} in {medium.url}")
 

@@ -119,18 +119,16 @@ class Files:
                     yield meta
 
     def sweep(self, before: float, *, dry_run: bool = False) -> int:
-        """Remove parts, and put back what was set aside and never judged."""
+        """Remove parts, and put back at once what was set aside: whoever judges it may be dead, and it may be new."""
         removed = 0
         for folder in self._folders():
             for path in folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):
-                    if path.suffix not in (_PART, _ASIDE) or path.stat().st_ctime >= before:
-                        continue
-                    if path.suffix == _PART:
+                    if path.suffix == _PART and path.stat().st_ctime < before:
                         if not dry_run:
                             path.unlink()
                         removed += 1
-                    elif not dry_run:
+                    elif path.suffix == _ASIDE and not dry_run:
                         _put_back(path, self._path(path.name[1:].partition(".")[0]))
         return removed
 

@@ -79,7 +79,7 @@ class Store:
         medium = self._open()
         meta = await self._call("stat", lambda: medium.stat(digest))
         if meta is None or self.remaining(meta) == 0:
-            raise BitstreamNotFound(f"no bitstream {digest} is stored here")
+            raise _not_found(digest)
         return meta
 
     async def get(self, digest: str) -> bytes:
@@ -97,7 +97,7 @@ class Store:
 
         data, sound = await self._call("read", read)
         if data is None:
-            raise BitstreamNotFound(f"no bitstream {digest} is stored here")
+            raise _not_found(digest)
         if not sound:
             self._metrics.store_damaged.inc()
             log.error("damaged bitstream", id=digest, bytes=len(data), store=medium.url)
@@ -105,18 +105,24 @@ class Store:
         return data
 
     async def delete(self, digest: str) -> None:
-        """Remove an object, sound or damaged.
+        """Remove an object, sound or damaged, and one whose time is over, which may not be so elsewhere or for ever.
 
         Raises:
             BitstreamNotFound, StoreDisabled, StoreUnavailable: as in `stat`.
         """
         medium = self._open()
-        await self.stat(digest)
-        await self._call("delete", lambda: medium.delete(digest))
+        meta = await self._call("stat", lambda: medium.stat(digest))
+        if meta is not None:
+            await self._call("delete", lambda: medium.delete(digest))
+        if meta is None or self.remaining(meta) == 0:
+            raise _not_found(digest)
 
     def remaining(self, meta: Meta) -> float | None:
-        """Seconds that an object still has, 0 where its time is over; None where it lives for ever."""
-        return None if self._ttl is None else max(0.0, meta.stored + self._ttl - time.time())
+        """Seconds that an object still has, 0 where its time is over; None where it lives for ever.
+
+        Never more than a new one has: another clock may have stored it in what is the future here.
+        """
+        return None if self._ttl is None else min(self._ttl, max(0.0, meta.stored + self._ttl - time.time()))
 
     def require(self) -> None:
         """Say at once where there is no store, before anything is done in vain.
@@ -156,3 +162,7 @@ class Store:
             raise StoreUnavailable(f"the medium {told}; try again later") from error
         finally:
             self._metrics.store_duration.labels(op).observe(time.perf_counter() - start)
+
+
+def _not_found(digest: str) -> BitstreamNotFound:
+    return BitstreamNotFound(f"no bitstream {digest} is stored here")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import safetensors
@@ -15,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from model import Codec, Zoo, state_dict
 from model.checkpoint import load, save
 from model.config import SIZES
-from model.errors import CheckpointMismatch, CheckpointUnreadable, IncompatibleModel, UnknownModel
+from model.devices import memory_errors
+from model.errors import CheckpointMismatch, CheckpointUnreadable, IncompatibleModel, OutOfMemory, UnknownModel
 from model.info import read_info, standard_name
 from model.network import TCM
 from model.state_dict import fill, read_state_dict
@@ -128,6 +131,16 @@ def test_a_small_file_cannot_ask_for_all_the_memory_there_is(monkeypatch):
     for small in (given, {name: one.expand(shape) for name, shape in shapes.items()}):
         with pytest.raises(CheckpointMismatch, match="numbers are not the weights"):
             fill(small)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("unable to mmap: Cannot allocate memory (12)"), OSError(errno.ENOMEM, "")]
+)
+def test_a_machine_without_memory_damages_no_file(tiny_file, monkeypatch, error):
+    for module, read in (("state_dict", read_state_dict), ("checkpoint", load)):
+        monkeypatch.setattr(f"model.{module}.read_tensors", mock.Mock(side_effect=error))
+        with pytest.raises(OutOfMemory), memory_errors(torch.device("cpu")):
+            read(tiny_file)
 
 
 def test_a_small_file_cannot_ask_for_wide_slice_attentions(monkeypatch):

@@ -151,13 +151,24 @@ def test_a_process_that_does_not_start_is_said_so(monkeypatch):
         'say({"height": 1})',
         "say([])",
         'os.write(1, b"no JSON\\n")',
+        'os.write(1, b"[" * 60_000 + b"\\n")',
         'say(PIXEL | {"icc": "x"})',
         'os.ftruncate(shared, 4); say(PIXEL | {"icc": True})',
         'say({"pixels": "x"})',
         'say({"pixels": 100}); sys.stdin.buffer.readline(); '
         'os.ftruncate(shared, 3 * 10**6); say(PIXEL | {"width": 1000, "height": 1000})',
     ],
-    ids=["a huge profile", "no width", "a list", "no JSON", "a text", "a truth", "no number", "more than announced"],
+    ids=[
+        "a huge profile",
+        "no width",
+        "a list",
+        "no JSON",
+        "too deep",
+        "a text",
+        "a truth",
+        "no number",
+        "more than announced",
+    ],
 )
 def test_a_process_that_was_taken_over_is_not_believed(monkeypatch, says):
     """Its answers filled our memory, passed the admission's count, or were a 500; and it got the next file."""

@@ -25,7 +25,7 @@ from model import Codec, Zoo
 DATA = Path(__file__).parent.parent / "data"
 MODEL = "tcm-xs-mse-0.013"
 T = TypeVar("T")
-BUDGET_FOR_TWO = 20 * Zoo().get(MODEL).info.parameters
+BUDGET_FOR_TWO = 16 * Zoo().get(MODEL).info.parameters
 """Room for two of the embedded models and what is made of their weights, not for three."""
 
 

@@ -255,7 +255,13 @@ def test_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.quota.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def scope(address: str, path: str = "/v1/encode") -> dict[str, object]:
-        return {"method": "POST", "path": path, "client": (address, 1), "state": {"record": Record("x")}}
+        return {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "client": (address, 1),
+            "state": {"record": Record("x")},
+        }
 
     quota = Quota(per_minute=60, burst=3)
     for host in ("2001:db8::1", "2001:db8::2", "2001:db8::ffff"):  # one network, one caller
@@ -285,7 +291,7 @@ def test_callers_beyond_number_are_forgotten(monkeypatch: pytest.MonkeyPatch) ->
 
     def spend(host: str) -> None:
         state = {"record": Record("x")}
-        quota.spend({"method": "POST", "path": "/v1/encode", "client": (host, 1), "state": state})
+        quota.spend({"type": "http", "method": "POST", "path": "/v1/encode", "client": (host, 1), "state": state})
 
     for host in ("192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.1"):  # the first was forgotten
         spend(host)
@@ -297,7 +303,13 @@ def test_keys_that_replace_one_another_share_a_quota() -> None:
     def scope(name: str) -> dict[str, object]:
         record = Record("x")
         record.key = new_key(name, frozenset({KeyScope.ENCODE}), None)[1]
-        return {"method": "POST", "path": "/v1/encode", "client": ("192.0.2.1", 1), "state": {"record": record}}
+        return {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/encode",
+            "client": ("192.0.2.1", 1),
+            "state": {"record": record},
+        }
 
     quota = Quota(per_minute=1, burst=2)
     quota.spend(scope("gallery"))

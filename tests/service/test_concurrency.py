@@ -93,7 +93,7 @@ def test_no_descriptors_is_a_named_error(server: Server, photo_file: bytes) -> N
         for reader in child.read_text().split():
             os.kill(int(reader), signal.SIGKILL)  # or nobody needed a new one
     with ThreadPoolExecutor(4) as threads:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (16, limits[1]))  # all taken, whatever those readers leave
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (8, limits[1]))  # all taken, whatever those readers leave
         try:
             work = [
                 threads.submit(client.post, "/v1/encode", params={"timeout_ms": 3000}, content=bomb)

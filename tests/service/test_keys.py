@@ -218,6 +218,12 @@ def test_a_broken_file_locks_nobody_out(guarded: Server, file: Path) -> None:
     wait_for(lambda: guarded.metric("tcm_keys_last_reload_successful") == 0)
     away.rename(file)  # as it was, to the nanosecond
     wait_for(lambda: guarded.metric("tcm_keys_last_reload_successful") == 1)
+    before = file.stat()
+    file.write_bytes(good.replace(b'"keys"', b'"kays"', 1))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # of the same size and time, as `cp -p` leaves it
+    wait_for(lambda: guarded.metric("tcm_keys_last_reload_successful") == 0)
+    file.write_bytes(good)
+    wait_for(lambda: guarded.metric("tcm_keys_last_reload_successful") == 1)
 
 
 def test_no_secret_in_the_log(guarded: Server, file: Path, ours: dict[str, str], photo_file: bytes) -> None:
@@ -326,6 +332,14 @@ def test_files_that_are_none(tmp_path: Path, damage: bytes) -> None:
     file = tmp_path / "keys.json"
     file.write_bytes(damage)
     with pytest.raises(ValueError, match=r"keys\.json is no file of keys"):
+        keys.read(file)
+
+
+def test_a_list_of_keys_that_another_would_replace(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    make(file, "a")
+    file.write_text(file.read_text().rstrip().removesuffix("}") + ', "keys": []}')
+    with pytest.raises(ValueError, match="'keys' is given twice"):
         keys.read(file)
 
 

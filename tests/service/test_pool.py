@@ -47,6 +47,7 @@ def test_load_on_first_use_and_eviction(tight: Server, photo_file: bytes) -> Non
     assert encode(tight, C, photo_file) == 200
     assert loaded(tight) >= {A, C}
     assert B not in loaded(tight)
+    assert len({A, B, C} & loaded(tight)) == 2
     assert tight.metric("tcm_model_evictions_total", model=B) == 1
     assert tight.metric("tcm_device_memory_bytes") <= BUDGET_FOR_TWO
     assert tight.metric("tcm_models_loaded") == len(loaded(tight))

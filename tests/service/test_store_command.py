@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from model.container import Container, write_container
 from service import durations
+from service.commands import store as store_command
 from service.store.files import Files
-from service.store.medium import identify, place
+from service.store.medium import Meta, identify, place
 
 SCRIPT = "from model.cli import main; main()"
 
@@ -57,6 +60,14 @@ def test_ls(store: Path) -> None:
     assert "no more" in shown.stdout
     assert "22h more" in shown.stdout
     assert "4 bitstreams" in shown.stderr
+
+
+def test_ls_of_a_time_that_no_calendar_has(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Files, "entries", lambda _: iter([Meta("0" * 64, 1, 3e11), Meta("1" * 64, 1, 0.0)]))
+    result = CliRunner().invoke(store_command.app, ["ls", "--store", store.as_uri()], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert re.search("0{64} +1 +[?] ", result.output)
+    assert "1970-01-01 00:00" in result.output
 
 
 def test_verify(store: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -249,6 +250,36 @@ def test_one_address_cannot_take_all_of_nginx(tmp_path: Path) -> None:
             assert answer.json()["code"] == "saturated"
             assert answer.headers["retry-after"] == "1"
             assert {name: answer.headers.get(name) for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+def test_an_ipv6_host_has_one_address(tmp_path: Path) -> None:
+    """It owns its /64: with each of its addresses it took 64 places more."""
+    with nginx([free_port()], tmp_path, proxied=True) as url, contextlib.ExitStack() as slow:
+        parts = urlsplit(url)
+        for i in range(64):
+            connection = slow.enter_context(socket.create_connection((parts.hostname or "", parts.port or 80), 20))
+            forwarded = f"X-Forwarded-For: 2001:db8:1:1::{i:x}\r\n".encode()
+            connection.sendall(
+                b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n" + forwarded + b"\r\n."
+            )
+
+        def asked(address: str) -> int:
+            return httpx.get(f"{url}/v1/models", headers={"X-Forwarded-For": address}).status_code
+
+        wait_for(lambda: asked("2001:db8:1:1::ffff") == 503)
+        assert asked("2001:db8:1:2::1") == asked("192.0.2.1") == 502  # no replica listens
+
+
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+def test_a_load_balancer_without_room_for_bodies_says_so(tmp_path: Path) -> None:
+    """A full disk was a 500 that no log explains."""
+    with nginx([free_port()], tmp_path) as url:
+        shutil.rmtree(tmp_path / "body")
+        answer = httpx.post(f"{url}/v1/encode", content=bytes(1 << 20))
+        assert (answer.status_code, answer.json()["code"]) == (503, "saturated")
+        assert "no room" in answer.json()["detail"]
+        assert answer.headers["retry-after"] == "1"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
