@@ -17,6 +17,7 @@ import re
 import secrets
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -124,8 +125,8 @@ def read(path: Path) -> list[Key]:
 
 def _each_once(path: Path, names: list[str]) -> None:
     """Or the last would win, and a list of keys before it be gone without a word."""
-    for name in names:
-        if names.count(name) > 1:
+    for name, times in Counter(names).items():
+        if times > 1:
             raise ValueError(f"{path} is no file of keys: {name!r} is given twice")
 
 

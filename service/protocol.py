@@ -210,7 +210,7 @@ class Protocol(Connection):
 
     def _cut(self, problem: Problem) -> None:
         """Close without a word: an answer is out, or on its way."""
-        log.info("connection cut", reason=problem.detail)
+        log.info("connection cut", client=self.client[0] if self.client else None, reason=problem.detail)
         self.transport.close()
 
     def _hear_no_more(self, problem: Problem) -> None:

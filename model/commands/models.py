@@ -127,7 +127,7 @@ def import_(
         check_name(name, lmbda, metric)
         target = _target(name, model_dir, force=force, own=own)
         rounding = own.rounding if own else None
-        with memory_errors(torch.device("cpu"), f"importing {checkpoint}"):
+        with memory_errors(torch.device("cpu"), f"importing {checkpoint}, if it is not damaged"):
             weights = read_state_dict(checkpoint)
             half = half or (own is not None and any(value.dtype == torch.float16 for value in weights.values()))
             saved = save(fill(weights), target, name=name, lmbda=lmbda, metric=metric, half=half, rounding=rounding)

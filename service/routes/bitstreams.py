@@ -257,6 +257,8 @@ async def delete(
     demand(if_match, f'"{digest}"')
     async with Lifetime(request, seconds(here, timeout_ms)):
         here.reconstructions.forget(digest)
-        await here.store.delete(digest)
-        here.reconstructions.forget(digest)
+        try:
+            await here.store.delete(digest)
+        finally:  # what was decoded meanwhile
+            here.reconstructions.forget(digest)
     return Response(status_code=204)

@@ -112,10 +112,13 @@ class Store:
         """
         medium = self._open()
         meta = await self._call("stat", lambda: medium.stat(digest))
-        if meta is not None:
-            await self._call("delete", lambda: medium.delete(digest))
-        if meta is None or self.remaining(meta) == 0:
+        if meta is None:
             raise _not_found(digest)
+        if self._ttl is not None and self.remaining(meta) == 0:
+            before = time.time() - self._ttl
+            await self._call("delete", lambda: medium.expire(digest, before))  # not what is stored anew meanwhile
+            raise _not_found(digest)
+        await self._call("delete", lambda: medium.delete(digest))
 
     def remaining(self, meta: Meta) -> float | None:
         """Seconds that an object still has, 0 where its time is over; None where it lives for ever.

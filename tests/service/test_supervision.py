@@ -192,6 +192,7 @@ def test_what_nginx_answers_itself_is_a_problem_with_the_services_headers(tmp_pa
     with nginx([free_port()], tmp_path) as url:  # where no replica listens
         for head, status, code in (
             (b"POST /v1/encode HTTP/1.1", 502, "bad-gateway"),
+            (b"POST /v1 HTTP/1.1", 502, "bad-gateway"),
             (b"GET /metrics HTTP/1.1", 404, "not-found"),
             (b"TRACE / HTTP/1.1", 405, "method-not-allowed"),
             (b"GET /" + b"x" * 9000 + b" HTTP/1.1", 431, "headers-too-large"),
@@ -254,21 +255,25 @@ def test_one_address_cannot_take_all_of_nginx(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 def test_an_ipv6_host_has_one_address(tmp_path: Path) -> None:
-    """It owns its /64: with each of its addresses it took 64 places more."""
+    """It owns its /64: with each of its addresses it took 64 places more. IPv4 addresses in IPv6 are hosts, though."""
     with nginx([free_port()], tmp_path, proxied=True) as url, contextlib.ExitStack() as slow:
         parts = urlsplit(url)
-        for i in range(64):
-            connection = slow.enter_context(socket.create_connection((parts.hostname or "", parts.port or 80), 20))
-            forwarded = f"X-Forwarded-For: 2001:db8:1:1::{i:x}\r\n".encode()
-            connection.sendall(
-                b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n" + forwarded + b"\r\n."
-            )
+
+        def hold(addresses: str) -> None:
+            for i in range(64):
+                connection = slow.enter_context(socket.create_connection((parts.hostname or "", parts.port or 80), 20))
+                head = f"POST /v1/encode HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {addresses}{i}\r\n"
+                connection.sendall(f"{head}Content-Length: 100000\r\n\r\n.".encode())
 
         def asked(address: str) -> int:
             return httpx.get(f"{url}/v1/models", headers={"X-Forwarded-For": address}).status_code
 
+        hold("2001:db8:1:1::")
         wait_for(lambda: asked("2001:db8:1:1::ffff") == 503)
         assert asked("2001:db8:1:2::1") == asked("192.0.2.1") == 502  # no replica listens
+        hold("::ffff:192.0.2.")
+        assert asked("::ffff:192.0.2.100") == 502
+        assert "REJECTED" in {entry["limit"] for entry in proxied(tmp_path)}
 
 
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
